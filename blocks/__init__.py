@@ -1,0 +1,1 @@
+"""What a run may touch, and how each touch is made safe."""

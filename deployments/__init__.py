@@ -1,0 +1,1 @@
+"""What starts a run: the command line and the local Prefect server."""

@@ -1,0 +1,1 @@
+"""How a set of instructions runs: reading, planning, scheduling, and the Prefect flow."""

@@ -1,0 +1,227 @@
+"""The contract that every operation fulfils, and nothing about any one of them.
+
+An operation is a class with a `Parameters` model and an `Outputs` model. It says what it touches before it runs
+(`effects`), from its parameters alone and without looking at anything; the planner orders instructions by that.
+Then it runs, in one of two ways:
+
+- *Predictable*: it works on `context.files` (an overlay), so that it can be planned exactly, and touches nothing else.
+- *Not predictable*: it acts on the workspace's folder (`context.root`) through `context.processes` or
+  `context.repository`; the engine captures what it may write before it starts and takes the difference afterwards. A
+  plan shows it as deferred.
+
+Adding one: subclass `Operation[Parameters, Outputs]`, decorate it with `@operation("family.name")`, and name its
+module in the entry-point group `quantum_orchestrator.operations`.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from quantum_orchestrator.blocks.errors import Interrupted, OperationError
+from quantum_orchestrator.blocks.tree import ROOT, Overlay
+
+if TYPE_CHECKING:
+    from quantum_orchestrator.blocks.policy import Policy
+    from quantum_orchestrator.blocks.repository import Repository
+    from quantum_orchestrator.blocks.sandbox import Processes
+
+
+class Parameters(BaseModel):
+    """Base of every operation's parameters: unknown names are errors, and every field has a description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Outputs(BaseModel):
+    """Base of every operation's outputs. They are stored as JSON, so that a resumed run can read them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# In the JSON Schema these formats tell editors and the validator how to judge the text (blocks/paths.py).
+FilePath = Annotated[str, Field(json_schema_extra={"format": "workspace-path"})]
+"""A path of a file: relative to the workspace, `/` between the parts, never `.`."""
+FolderPath = Annotated[str, Field(json_schema_extra={"format": "workspace-folder"})]
+"""The same where a folder is meant: `.` is the workspace itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A path, or with `subtree` everything at and below it."""
+
+    path: str
+    subtree: bool = False
+
+
+EVERYTHING = Access(ROOT, subtree=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What one instruction may touch, known before it runs.
+
+    Writing a path implies making the folders above it. `makes` are folders made unless they are there; two
+    instructions may make the same one in either order.
+    """
+
+    reads: tuple[Access, ...] = ()
+    writes: tuple[Access, ...] = ()
+    makes: tuple[str, ...] = ()
+    predictable: bool = True
+    """`run` works on the overlay alone: planning it gives exactly what running it does."""
+    barrier: bool = False
+    """Nothing may be moved across it, not even what touches other paths."""
+    irreversible: bool = False
+    """It acts outside the workspace and cannot be undone: it waits until everything else has succeeded."""
+
+
+class CancelToken:
+    """Says that the run wants an operation to end. Long operations wait on it instead of sleeping."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def cancel(self) -> None:
+        """Ask for the end; what was registered with `on_cancel` is called once, here."""
+        with self._lock:
+            if self._event.is_set():
+                return
+            self._event.set()
+            callbacks = list(self._callbacks)
+        for callback in callbacks:
+            callback()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the end was asked for."""
+        return self._event.is_set()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Call this at cancellation (at once, if that was before)."""
+        with self._lock:
+            if not self._event.is_set():
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep. Raises Interrupted as soon as the end is asked for."""
+        if self._event.wait(seconds):
+            raise Interrupted
+
+
+@dataclass(slots=True)
+class Context:
+    """What an operation is given to work with. `root` and what follows it are for operations that cannot be
+    predicted; when planning, `root` is None and touching the others is an error of the operation."""
+
+    files: Overlay
+    step_id: str = ""
+    set_name: str = ""
+    run_id: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """The set's `env`, and the secrets that the instruction names: for processes only."""
+    timeout: float | None = None
+    """Seconds that this attempt may take."""
+    cancel: CancelToken = field(default_factory=CancelToken)
+    log: Callable[[str], None] = lambda _line: None
+    """Writes one line to the run's log."""
+    root: Path | None = None
+    policy: Policy | None = None
+    processes: Processes | None = None
+    repository: Repository | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The workspace's folder on disk."""
+        if self.root is None:
+            raise OperationError("this operation cannot be planned: it needs the workspace itself")
+        return self.root
+
+
+ParametersT = TypeVar("ParametersT", bound=Parameters)
+OutputsT = TypeVar("OutputsT", bound=Outputs)
+
+
+class Operation(ABC, Generic[ParametersT, OutputsT]):
+    """One kind of instruction. Stateless: one instance serves every run and every thread."""
+
+    name: ClassVar[str] = ""
+    parameters: ClassVar[type[Parameters]]
+    outputs: ClassVar[type[Outputs]]
+    example: ClassVar[Mapping[str, Any]] = {}
+    """A `with` that works as it stands in an empty workspace, for the documents."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for base in getattr(cls, "__orig_bases__", ()):
+            arguments = get_args(base)
+            if len(arguments) == 2 and all(isinstance(each, type) for each in arguments):
+                cls.parameters, cls.outputs = arguments
+
+    @abstractmethod
+    def effects(self, parameters: ParametersT) -> Effects:
+        """What it touches. Pure: no disk, no clock. A parameter that is not known yet raises Unknown on use."""
+
+    @abstractmethod
+    def run(self, parameters: ParametersT, context: Context) -> OutputsT:
+        """Do it. Raises OperationError (or a subclass) with what, where and what to do next."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of the class's docstring."""
+        return (type(self).__doc__ or "").strip().partition("\n")[0]
+
+
+AnyOperation = Operation[Any, Any]
+OperationClass = TypeVar("OperationClass", bound=type[Operation[Any, Any]])
+
+declared: dict[str, type[AnyOperation]] = {}
+"""Operations by name, as their modules are imported. `tasks/registry.py` imports the modules."""
+
+
+def operation(name: str) -> Callable[[OperationClass], OperationClass]:
+    """Declare an operation under its public name. Raises ValueError for a name that is taken by another class."""
+
+    def declare(cls: OperationClass) -> OperationClass:
+        known = declared.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"operation {name!r} is declared twice: by {known.__module__} and by {cls.__module__}")
+        cls.name = name
+        declared[name] = cast("type[AnyOperation]", cls)
+        return cls
+
+    return declare
+
+
+class Unknown(Exception):
+    """A value that only a run can know was needed to plan."""
+
+
+class UnknownValue:
+    """Stands for a parameter whose expression refers to a step that has not run. Any use raises Unknown."""
+
+    __slots__ = ()
+
+    def _raise(self, *_: object) -> Any:
+        raise Unknown
+
+    __bool__ = __iter__ = __len__ = __getitem__ = __eq__ = __str__ = __contains__ = __lt__ = __hash__ = _raise  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unknown
+
+    def __repr__(self) -> str:
+        return "UNKNOWN"
+
+
+UNKNOWN = UnknownValue()

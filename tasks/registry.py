@@ -1,0 +1,61 @@
+"""Operations by name: the built-in ones and those that other packages bring.
+
+Every family, built-in or not, is an entry point in the group `quantum_orchestrator.operations` that names a module;
+importing the module declares its operations. A name that two modules declare fails loudly. A family is imported only
+when one of its operations is asked for, if the entry point is named after the family (`file` for `file.write`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+from quantum_orchestrator.blocks.errors import InvalidInput
+from quantum_orchestrator.tasks.operation import AnyOperation, declared
+
+GROUP = "quantum_orchestrator.operations"
+
+
+class UnknownOperation(InvalidInput):
+    """No operation has this name."""
+
+
+@cache
+def _points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _load(point: EntryPoint) -> None:
+    try:
+        importlib.import_module(point.module)
+    except Exception as error:
+        raise InvalidInput(
+            f"the operations of {point.value!r} cannot be loaded: {error}",
+            hint="repair or uninstall the package that brings them",
+        ) from error
+
+
+@cache
+def get(name: str) -> AnyOperation:
+    """The operation with this name. Raises UnknownOperation, with the nearest right name as its hint."""
+    points = _points()
+    family = name.partition(".")[0]
+    if name not in declared and family in points:
+        _load(points[family])
+    if name not in declared:
+        for point in points.values():
+            _load(point)
+    if name not in declared:
+        near = difflib.get_close_matches(name, declared, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`qo ops` lists the operations"
+        raise UnknownOperation(f"unknown operation {name!r}", hint=hint)
+    return declared[name]()
+
+
+def every() -> dict[str, AnyOperation]:
+    """All operations, sorted by name."""
+    for point in _points().values():
+        _load(point)
+    return {name: get(name) for name in sorted(declared)}
