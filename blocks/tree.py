@@ -278,6 +278,13 @@ class Overlay:
             elif found is not Kind.FOLDER:
                 raise not_a_folder(folder, found)
 
+    def apply(self, changes: list[Change], content_of: Callable[[str], bytes]) -> None:
+        """Take over what another overlay, over this one, would change."""
+        for change in changes:
+            if change.after is not None and change.after.kind is Kind.FILE:
+                self._contents[change.after.sha256] = content_of(change.after.sha256)
+            self._set(change.path, change.after)
+
     # What the plan and the workspace take from it.
 
     def changes(self) -> list[Change]:
@@ -289,7 +296,7 @@ class Overlay:
         ]
 
     def content_of(self, sha256: str) -> bytes:
-        """The bytes that were written under this digest."""
+        """The bytes that were written under this digest. Raises KeyError for a content that only the base has."""
         return self._contents[sha256]
 
     def _set(self, path: str, entry: Entry | None) -> None:

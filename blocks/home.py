@@ -1,0 +1,101 @@
+"""Where state lives: one private folder outside every workspace.
+
+`$QO_HOME`, else `$XDG_STATE_HOME/quantum-orchestrator`, else `~/.local/state/quantum-orchestrator`; below it
+`workspaces/NAME-DIGEST/` for each workspace. The invariant: what a run may destroy (its workspace, by `git clean -fdx`
+or worse) never contains what undoes the run. Folders are made for the user alone (0700); one that exists keeps its
+mode. This module must not know what is kept in the folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from quantum_orchestrator.blocks.errors import StateError
+
+_HINT = "set QO_HOME to a folder that you may write, outside the workspace"
+
+
+def home() -> Path:
+    """The state folder, absolute, made when it is missing; StateError when it cannot be made or written."""
+    return private_folder(_location())
+
+
+def workspace_home(root: Path) -> Path:
+    """The state folder of the workspace `root`, made when it is missing; its file `path` names the workspace.
+
+    The name is readable and ends in 16 hex digits of the sha256 of the resolved path. StateError when state and
+    workspace would lie inside each other.
+    """
+    workspace, state = root.resolve(), _location().resolve()
+    _refuse_overlap(workspace, state)
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", workspace.name).strip("-.")[:40] or "workspace"
+    digest = hashlib.sha256(os.fsencode(workspace)).hexdigest()[:16]
+    folder = private_folder(home() / "workspaces" / f"{readable}-{digest}")
+    _name_workspace(folder / "path", os.fsencode(workspace) + b"\n")
+    return folder
+
+
+def private_folder(folder: Path) -> Path:
+    """Make `folder` and each missing one above it, for this user alone; StateError when it cannot be written."""
+    missing = [folder, *folder.parents]
+    try:
+        while missing and not missing[-1].is_symlink() and missing[-1].exists():
+            missing.pop()
+        for level in reversed(missing):
+            level.mkdir(mode=0o700, exist_ok=True)  # exist_ok: another process may make it at the same time
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StateError(f"the state folder {folder} cannot be made: {reason}", hint=_HINT) from error
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise StateError(f"the state folder {folder} cannot be written", hint=_HINT)
+    return folder
+
+
+def _location() -> Path:
+    if chosen := os.environ.get("QO_HOME"):
+        return Path(os.path.abspath(_expanded(chosen)))  # noqa: PTH100 - absolute, and without "..", links kept
+    state = os.environ.get("XDG_STATE_HOME", "")
+    # A relative XDG path is to be ignored: XDG Base Directory Specification, "Basics".
+    base = Path(state) if state.startswith("/") else _expanded("~/.local/state")
+    return base / "quantum-orchestrator"
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise StateError(f"the state folder {path} cannot be found: {error}", hint=_HINT) from error
+
+
+def _refuse_overlap(workspace: Path, state: Path) -> None:
+    if state.is_relative_to(workspace):
+        raise StateError(
+            f"the state folder {state} lies inside the workspace {workspace}: a run could delete what undoes it",
+            hint=_HINT,
+        )
+    for kept in ("workspaces", "server"):
+        if workspace.is_relative_to(state / kept):
+            raise StateError(
+                f"the workspace {workspace} lies inside the state folder {state}",
+                hint="choose a workspace elsewhere, with --workspace",
+            )
+
+
+def _name_workspace(file: Path, name: bytes) -> None:
+    try:
+        found = file.read_bytes() if file.exists() else b""
+        if not found:
+            # By rename, so that another process sees the whole name or none.
+            draft = file.with_name(f".path.{os.getpid()}")
+            draft.write_bytes(name)
+            draft.replace(file)
+    except OSError as error:
+        raise StateError(f"{file} cannot be written: {error.strerror}", hint=_HINT) from error
+    if found not in (b"", name):
+        raise StateError(
+            f"{file} names another workspace: {os.fsdecode(found).strip()}",
+            hint=f"move {file.parent} away if that workspace is gone",
+        )
