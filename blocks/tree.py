@@ -257,6 +257,8 @@ class Overlay:
         entry = self.entry(path)
         if entry is None or entry.kind not in (Kind.FILE, Kind.FOLDER):
             raise not_a_file(path, entry.kind if entry else None)
+        if entry.kind is Kind.FILE:
+            self._contents.setdefault(entry.sha256, self.read(path))
         self._set(path, Entry(entry.kind, mode, entry.sha256, entry.size))
 
     def delete(self, path: str) -> None:
@@ -296,7 +298,7 @@ class Overlay:
         ]
 
     def content_of(self, sha256: str) -> bytes:
-        """The bytes that were written under this digest. Raises KeyError for a content that only the base has."""
+        """The bytes of a changed file, by digest. Raises KeyError for a content that no change has."""
         return self._contents[sha256]
 
     def _set(self, path: str, entry: Entry | None) -> None:

@@ -1,91 +1,96 @@
-"""Instruction sets: the document that users write, as a model.
+"""Instruction sets: from what users write to a model that is ready to run.
 
-The document is version 1 of the format. Loading judges a whole document before anything runs and reports every fault
-at once, each with its place; what leaves this module is valid, with called files read in.
+Loading judges a whole document before anything runs and reports every fault at once, each with its place. What leaves
+this module is valid: the sets that it calls are read in and stand in it (`with.set`), and `trust` is what it deserves,
+not what it claims. The model is in `flows/document.py`, the judgement in `flows/judge.py`.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any, Literal
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from quantum_orchestrator.flows import expressions, judge, reading
+from quantum_orchestrator.flows.document import (
+    Duration,
+    ErrorHandler,
+    Instruction,
+    InstructionSet,
+    OnFailure,
+    Order,
+    Trust,
+)
+from quantum_orchestrator.flows.faults import Fault, FaultJson, InvalidSet
+from quantum_orchestrator.flows.inputs import resolve_inputs
 
-Duration = Annotated[float, Field(ge=0)]
-"""Seconds. In a document also a text such as "5m", "1h30m", "250ms"."""
-
-
-class Order(StrEnum):
-    """Which edges a set's graph has."""
-
-    INFERRED = "inferred"
-    SEQUENTIAL = "sequential"
-    EXPLICIT = "explicit"
-
-
-class OnFailure(StrEnum):
-    """What becomes of a run's effects when an instruction fails."""
-
-    ROLLBACK = "rollback"
-    KEEP = "keep"
-    PAUSE = "pause"
+STDIN = "<stdin>"
 
 
-class Trust(StrEnum):
-    """Where a set comes from, as far as safety goes."""
+def load(
+    document: bytes,
+    *,
+    file: str = STDIN,
+    folder: Path | None = None,
+    trust: Trust = Trust.TRUSTED,
+) -> InstructionSet:
+    """The instruction set in a document. Raises InvalidSet with every fault.
 
-    TRUSTED = "trusted"
-    UNTRUSTED = "untrusted"
-
-
-class ErrorHandler(BaseModel):
-    """`on_error: {"run": [...]}`: instructions that handle a failure; when they succeed, it is handled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    run: list[Instruction]
-
-
-class Instruction(BaseModel):
-    """One instruction of a set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    id: str
-    op: str
-    parameters: dict[str, Any] = Field(default_factory=dict, alias="with")
-    needs: list[str] = []
-    when: str | bool | None = None
-    for_each: list[Any] | str | None = None
-    retries: int = 0
-    retry_delay: Duration | list[Duration] = 0
-    timeout: Duration | None = None
-    reads: list[str] | None = None
-    writes: list[str] | None = None
-    resources: dict[str, float] = {}
-    on_error: Literal["fail", "continue"] | ErrorHandler = "fail"
-    undo: Instruction | None = None
-    secrets: list[str] = []
-    description: str = ""
-    tags: list[str] = []
+    `file` is what faults name. `folder` is where the files are that the set calls: the folder of the set itself, None
+    when it came without one. `trust` is the most that the source deserves; a document may claim less, never more.
+    """
+    raw, faults = reading.parse(document, file)
+    path = folder / Path(file).name if folder is not None and file != STDIN else None
+    return judge.judge(raw, faults, folder, trust, path)
 
 
-class InstructionSet(BaseModel):
-    """A whole document."""
+def load_object(
+    value: object, *, file: str = "<object>", folder: Path | None = None, trust: Trust = Trust.TRUSTED
+) -> InstructionSet:
+    """The same for a document that was parsed elsewhere; its faults have pointers, and no lines."""
+    raw, faults = reading.plain_object(value, file)
+    return judge.judge(raw, faults, folder, trust, None)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
-    name: str
-    description: str = ""
-    workspace: str | None = None
-    inputs: dict[str, dict[str, Any]] = {}
-    env: dict[str, str] = {}
-    secrets: list[str] = []
-    on_failure: OnFailure = OnFailure.ROLLBACK
-    order: Order = Order.INFERRED
-    parallel: int | Literal["auto"] = "auto"
-    timeout: Duration | None = None
-    trust: Trust = Trust.TRUSTED
-    tags: list[str] = []
-    instructions: list[Instruction]
+def called_set(instruction: Instruction) -> InstructionSet:
+    """The set that a `call` of a loaded set runs."""
+    return InstructionSet.model_validate(instruction.parameters["set"])
+
+
+def dependencies(instruction: Instruction) -> frozenset[str]:
+    """The ids that an instruction of a loaded set waits for: its `needs`, and the steps that its expressions name.
+
+    What the instructions in it (`on_error`, `undo`) refer to counts too, but not those instructions themselves.
+    """
+    parameters = instruction.parameters
+    if instruction.op == judge.CALL:
+        parameters = {"inputs": parameters.get("inputs", {})}  # the called set's expressions name its own steps
+    own = expressions.references([parameters, instruction.when, instruction.for_each]).steps
+    return own.union(instruction.needs, _inner_dependencies(instruction))
+
+
+def _inner_dependencies(instruction: Instruction) -> frozenset[str]:
+    inner = list(instruction.on_error.run) if isinstance(instruction.on_error, ErrorHandler) else []
+    found: frozenset[str] = frozenset()
+    for group in (inner, [instruction.undo] if instruction.undo else []):
+        named = frozenset[str]().union(*(dependencies(each) for each in group))
+        found |= named - {each.id for each in group}
+    return found - {instruction.id}
+
+
+__all__ = [
+    "STDIN",
+    "Duration",
+    "ErrorHandler",
+    "Fault",
+    "FaultJson",
+    "Instruction",
+    "InstructionSet",
+    "InvalidSet",
+    "OnFailure",
+    "Order",
+    "Trust",
+    "called_set",
+    "dependencies",
+    "load",
+    "load_object",
+    "resolve_inputs",
+]

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from quantum_orchestrator.blocks.errors import Interrupted, OperationError
+from quantum_orchestrator.blocks.errors import Interrupted, OperationError, PathRefused
+from quantum_orchestrator.blocks.paths import check_path
 from quantum_orchestrator.blocks.tree import ROOT, Overlay
 
 if TYPE_CHECKING:
@@ -45,10 +46,22 @@ class Outputs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def judge_path(path: str, *, folder: bool = False) -> str:
+    """`path`, if its spelling is one of the workspace's. Raises ValueError, which makes it a fault of the parameter."""
+    try:
+        return check_path(path, folder=folder)
+    except PathRefused as error:
+        raise ValueError(f"{error.message} ({error.hint})" if error.hint else error.message) from error
+
+
+def _judge_folder(path: str) -> str:
+    return judge_path(path, folder=True)
+
+
 # In the JSON Schema these formats tell editors and the validator how to judge the text (blocks/paths.py).
-FilePath = Annotated[str, Field(json_schema_extra={"format": "workspace-path"})]
+FilePath = Annotated[str, AfterValidator(judge_path), Field(json_schema_extra={"format": "workspace-path"})]
 """A path of a file: relative to the workspace, `/` between the parts, never `.`."""
-FolderPath = Annotated[str, Field(json_schema_extra={"format": "workspace-folder"})]
+FolderPath = Annotated[str, AfterValidator(_judge_folder), Field(json_schema_extra={"format": "workspace-folder"})]
 """The same where a folder is meant: `.` is the workspace itself."""
 
 
@@ -159,7 +172,9 @@ class Operation(ABC, Generic[ParametersT, OutputsT]):
     parameters: ClassVar[type[Parameters]]
     outputs: ClassVar[type[Outputs]]
     example: ClassVar[Mapping[str, Any]] = {}
-    """A `with` that works as it stands in an empty workspace, for the documents."""
+    """A `with` that works as it stands in a workspace with nothing but `example_files`, for the documents."""
+    example_files: ClassVar[Mapping[str, str]] = {}
+    """Contents of the files that the example needs, by path."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -42,11 +42,11 @@ def get(name: str) -> AnyOperation:
     """The operation with this name. Raises UnknownOperation, with the nearest right name as its hint."""
     points = _points()
     family = name.partition(".")[0]
-    if name not in declared and family in points:
-        _load(points[family])
-    if name not in declared:
-        for point in points.values():
-            _load(point)
+    likely = [family, "control"]  # where the names without a family are
+    for point in [*(points[each] for each in likely if each in points), *points.values()]:
+        if name in declared:
+            break
+        _load(point)
     if name not in declared:
         near = difflib.get_close_matches(name, declared, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`qo ops` lists the operations"

@@ -1,0 +1,95 @@
+"""Which Prefect API the user has configured, read without importing Prefect.
+
+Prefect looks, in this order, at the environment, `.env`, `prefect.toml` and `pyproject.toml` of the current folder,
+and the active profile; importing it to ask costs two seconds. Here the same places are read for one setting, so that
+commands that need no Prefect can tell, and our own server can start while Prefect is imported. A test compares the
+answers with Prefect's own. Whoever is about to use a URL found here asks Prefect itself (`server.Pending.wait`).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantum_orchestrator.blocks.errors import UsageError
+
+_NAME = "PREFECT_API_URL"
+
+
+def configured_api_url() -> str | None:
+    """The API URL that Prefect would use in this environment and folder; None if none is configured.
+
+    UsageError if a file that Prefect reads is no TOML: Prefect could not be imported here.
+    """
+    for value in (_in_environment(), _in_dotenv(_NAME), *_in_toml("api", "url"), _in_profile()):
+        if value is not None:
+            return value or None
+    return None
+
+
+def profiles_path() -> Path:
+    """The file with the user's Prefect profiles, there or not."""
+    home = os.environ.get("PREFECT_HOME")
+    chosen = os.environ.get("PREFECT_PROFILES_PATH") or _in_dotenv("PREFECT_PROFILES_PATH")
+    chosen = chosen or next((path for path in _in_toml("profiles_path") if path), None)
+    return Path(chosen) if chosen else Path(home or "~/.prefect").expanduser() / "profiles.toml"
+
+
+def ui_address(api_url: str) -> str:
+    """Where the UI of an API is, as Prefect infers it."""
+    if chosen := os.environ.get("PREFECT_UI_URL"):
+        return chosen
+    cloud = api_url.replace("https://api.prefect.cloud/api", "https://app.prefect.cloud")
+    page = cloud.removesuffix("/api").replace("/api/", "/")
+    return page.replace("/accounts/", "/account/").replace("/workspaces/", "/workspace/")
+
+
+def _in_environment() -> str | None:
+    # Prefect's settings take any letter case.
+    return next((value for name, value in os.environ.items() if name.upper() == _NAME), None)
+
+
+def _in_dotenv(name: str) -> str | None:
+    file = Path(".env")
+    if not file.is_file():
+        return None
+    from dotenv import dotenv_values
+
+    return next((value for key, value in dotenv_values(file).items() if key.upper() == name), None)
+
+
+def _in_toml(*keys: str) -> list[str | None]:
+    """A setting in prefect.toml, and in pyproject.toml below [tool.prefect]."""
+    places = (("prefect.toml", keys), ("pyproject.toml", ("tool", "prefect", *keys)))
+    return [_text(_toml(Path(file)), path) for file, path in places]
+
+
+def _in_profile() -> str | None:
+    file = profiles_path()
+    if not file.is_file():
+        return None
+    try:
+        profiles = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError:
+        return None  # Prefect warns of it and goes on without a profile
+    active = os.environ.get("PREFECT_PROFILE") or _text(profiles, ("active",))
+    return _text(profiles, ("profiles", active, _NAME)) if active else None
+
+
+def _toml(file: Path) -> Mapping[str, object]:
+    if not file.is_file():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{file.absolute()} is no TOML: {error}", hint="Prefect reads this file for its settings: mend it"
+        ) from error
+
+
+def _text(value: object, path: tuple[str, ...]) -> str | None:
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else None

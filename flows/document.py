@@ -1,0 +1,190 @@
+"""Version 1 of the document that users write, as a model.
+
+The model is the one place that names the document's keys, their types and what they mean: the published JSON Schema
+(`flows/schema.py`), the form that Prefect shows, and the reference pages are made from it. What the model cannot see
+(references, cycles, paths, operations' parameters) is judged in `flows/judge.py`; this module knows no operation and
+reads no file. Import these names from `quantum_orchestrator.flows.instruction_set`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+ID_PATTERN = r"^[a-z0-9_-]+$"
+_UNREADABLE = r"/\u0000-\u001F\u007F-\u009F\u200E\u200F\u2028-\u202E\u2066-\u2069"
+NAME_PATTERN = rf"^ *[^{_UNREADABLE}\s][^{_UNREADABLE}]*$"
+"""Something to read, without '/', control characters, or characters that turn the direction of writing."""
+VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+"""What the environment of a process takes as a name."""
+INPUT_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*$"
+DURATION_PATTERN = (
+    r"^(?=.)(\d+(\.\d+)?d)?(\d+(\.\d+)?h)?(\d+(\.\d+)?m)?(\d+(\.\d+)?s)?(\d+(\.\d+)?ms)?$"  # large units first
+)
+EXPRESSION_PATTERN = r"(^|[^$])\$\{\{"
+"""A text that holds an expression. `$${{` is a literal `${{`."""
+LONE_EXPRESSION_PATTERN = r"^\$\{\{[\s\S]*\}\}$"
+LONGEST_DURATION = 366 * 86_400
+"""Seconds. More is a slip of the unit, and overflows the clocks of some systems."""
+
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
+_UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def parse_duration(value: object) -> object:
+    """Seconds, for a text such as "1h30m". Anything else is handed on as it is, to be judged as a number."""
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(DURATION_PATTERN, value, re.ASCII):
+        raise ValueError('is no duration; write seconds as a number, or a text such as "250ms", "90s", "1h30m"')
+    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(value))
+
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected 1, found {str(value).lower()}")  # True == 1 in Python, not in JSON
+    return value
+
+
+_DURATION_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": LONGEST_DURATION},
+        {"type": "string", "pattern": DURATION_PATTERN},
+    ]
+}
+Duration = Annotated[
+    float, Field(ge=0, le=LONGEST_DURATION), BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)
+]
+"""Seconds. In a document also a text such as "5m", "1h30m", "250ms"."""
+
+Id = Annotated[str, Field(pattern=ID_PATTERN, max_length=100)]
+Variable = Annotated[str, Field(pattern=VARIABLE_PATTERN)]
+InputName = Annotated[str, Field(pattern=INPUT_PATTERN)]
+Glob = Annotated[str, Field(min_length=1, json_schema_extra={"format": "workspace-glob"})]
+WholeExpression = Annotated[str, Field(pattern=LONE_EXPRESSION_PATTERN)]
+Amount = Annotated[float, Field(gt=0)]
+
+
+class Order(StrEnum):
+    """Which edges a set's graph has."""
+
+    INFERRED = "inferred"
+    SEQUENTIAL = "sequential"
+    EXPLICIT = "explicit"
+
+
+class OnFailure(StrEnum):
+    """What becomes of a run's effects when an instruction fails."""
+
+    ROLLBACK = "rollback"
+    KEEP = "keep"
+    PAUSE = "pause"
+
+
+class Trust(StrEnum):
+    """Where a set comes from, as far as safety goes."""
+
+    TRUSTED = "trusted"
+    UNTRUSTED = "untrusted"
+
+
+class ErrorHandler(BaseModel):
+    """`on_error: {"run": [...]}`: instructions that handle a failure; when they succeed, it is handled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    run: list[Instruction] = Field(description="Instructions that handle the failure, in order")
+
+
+class Instruction(BaseModel):
+    """One instruction of a set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+    id: Id = Field(description="Names the step in references, logs and results; unique in its list")
+    op: str = Field(description="The operation, for example file.write; `qo ops` lists them")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        alias="with",
+        description="The operation's parameters; a value may be an expression, ${{ inputs.x }}",
+    )
+    needs: list[str] = Field(default=[], description="Ids of instructions that must have succeeded before")
+    when: WholeExpression | bool | None = Field(
+        default=None, description="The step is skipped unless this expression is true: ${{ inputs.release }}"
+    )
+    for_each: list[Any] | WholeExpression | None = Field(
+        default=None, description="Run once for each item of this list, or of the list that an expression gives"
+    )
+    retries: int = Field(default=0, ge=0, description="Further attempts after a failure; each failed one is undone")
+    retry_delay: Duration | list[Duration] = Field(
+        default=0, description="Time before a further attempt; a list gives one for each, the last one repeats"
+    )
+    timeout: Duration | None = Field(default=None, description='Time that one attempt may take: seconds, or "5m"')
+    reads: list[Glob] | None = Field(
+        default=None, description="Globs of what a script or a test reads; without them it may read everything"
+    )
+    writes: list[Glob] | None = Field(
+        default=None, description="Globs of what a script or a test writes; [] for nothing"
+    )
+    resources: dict[str, Amount] = Field(
+        default={}, description="What it uses while it runs, by name: cpu, memory, io, model, or a name of yours"
+    )
+    on_error: Literal["fail", "continue"] | ErrorHandler = Field(
+        default="fail", description='What a failure leads to: "fail", "continue", or {"run": [instructions]}'
+    )
+    undo: Instruction | None = Field(
+        default=None, description="An instruction that makes up for an effect outside the workspace"
+    )
+    secrets: list[Variable] = Field(
+        default=[], description="Secrets of the set that this step gets, in its environment only"
+    )
+    description: str = Field(default="", description="For people: what the step is for")
+    tags: list[str] = Field(default=[], description="Tags of the step's task run")
+
+
+class InstructionSet(BaseModel):
+    """A set of instructions that takes effect on a workspace all or nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    version: Annotated[Literal[1], BeforeValidator(_no_truth_value)] = Field(
+        default=1, description="The version of this format"
+    )
+    name: str = Field(
+        min_length=1, max_length=100, pattern=NAME_PATTERN, description="What the set is called: 1 to 100 characters"
+    )
+    description: str = Field(default="", description="For people: what the set is for")
+    workspace: str | None = Field(
+        default=None,
+        description="The folder to work on, relative to where `qo` runs, made when absent; default: there",
+        json_schema_extra={"format": "workspace-folder"},
+    )
+    inputs: dict[InputName, dict[str, Any]] = Field(
+        default={},
+        description="The inputs that a run may be given: a JSON Schema each, with an optional default",
+        json_schema_extra={"additionalProperties": False},
+    )
+    env: dict[Variable, str] = Field(
+        default={},
+        description="Environment variables for the processes that steps start",
+        json_schema_extra={"additionalProperties": False},
+    )
+    secrets: list[Variable] = Field(default=[], description="Names of the secrets that steps may ask for")
+    on_failure: Annotated[OnFailure, Field(strict=False)] = Field(
+        default=OnFailure.ROLLBACK, description="What becomes of the effects when an instruction fails"
+    )
+    order: Annotated[Order, Field(strict=False)] = Field(
+        default=Order.INFERRED, description="inferred: parallel where effects allow; sequential; explicit: `needs` only"
+    )
+    parallel: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="How many instructions may run at once"
+    )
+    timeout: Duration | None = Field(default=None, description='Time that the whole run may take: seconds, or "1h"')
+    trust: Annotated[Trust, Field(strict=False)] = Field(
+        default=Trust.TRUSTED, description="untrusted: for sets that came over a network or from a model"
+    )
+    tags: list[str] = Field(default=[], description="Tags of the flow run")
+    instructions: list[Instruction] = Field(description="What to do; the outcome is as if one by one, in this order")

@@ -1,0 +1,583 @@
+"""Judges a document as a set of instructions: everything at once, each fault at its place.
+
+First the shape, by the models and schemas (`flows/schema.py`); then what no schema can say: ids and references, cycles,
+paths, expressions, inputs, trust, and the sets that are called, which are read in and judged like the set itself.
+Whatever is broken is noted and passed over, so that one fault hides no other. Nothing outside of the called files'
+folder is read, and nothing runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from quantum_orchestrator.blocks.paths import fold
+from quantum_orchestrator.flows import expressions, inputs, reading, schema, wording
+from quantum_orchestrator.flows.document import Instruction, InstructionSet, Trust
+from quantum_orchestrator.flows.expressions import STEP_FIELDS, Expression, ExpressionError, Names
+from quantum_orchestrator.flows.faults import Faults, InvalidSet, child_pointer, described, pointer_of, shown
+from quantum_orchestrator.flows.reading import Raw
+from quantum_orchestrator.flows.wording import Problem
+from quantum_orchestrator.tasks import registry
+from quantum_orchestrator.tasks.operation import AnyOperation
+
+CALL = "call"
+EVALUATED = ("with", "when", "for_each")
+"""The keys of an instruction whose expressions are evaluated. `reads` and `writes` must be known before."""
+STARTS_PROGRAMS = ("script.run", "quality.test")
+NEEDED_LEVEL = 3
+LATER_OPERATIONS = re.compile(r"llm\..*|quality\.(?:refactor|gate)")
+MOST_CYCLES = 10
+DEEPEST_CALLS = 16
+MOST_CALLS = 1_000
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the judging of one document and of the sets that it calls has in common."""
+
+    operations: dict[str, AnyOperation | None] = field(default_factory=dict)
+    spellings: Spellings = field(default_factory=lambda: Spellings())
+    calls: int = 0
+    completions: list[tuple[Raw, Raw]] = field(default_factory=list)
+    """Parts of documents, with what they become once everything is known to be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Where a document comes from. `folder` is where the files that it calls are; None if there is no such place."""
+
+    folder: Path | None
+    trust: Trust
+    chain: tuple[Path, ...] = ()
+    """The files whose calls have led here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """What instructions of one list may refer to."""
+
+    steps: Mapping[str, Raw]
+    inputs: frozenset[str]
+    env: frozenset[str]
+    secrets: frozenset[str]
+    item: bool = False
+
+
+class Spellings:
+    """The literal paths of a set, to find two that some file systems cannot hold apart."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+        self._first: dict[str, tuple[str, str]] = {}
+
+    def clash(self, path: str, place: str) -> tuple[str, str, str] | None:
+        """Note a path. The part of it that clashes, with the spelling seen before, and where; None if none does."""
+        found = None
+        while path and path not in self._known:
+            self._known[path] = place
+            spelling, where = self._first.setdefault(fold(path), (path, place))
+            if spelling != path:
+                found = path, spelling, where
+            path = path.rpartition("/")[0]
+        return found
+
+
+class SetJudge:
+    """Judges one document, or the part of one that is a called set."""
+
+    def __init__(self, raw: Raw, pointer: str, faults: Faults, around: Surroundings, shared: Shared) -> None:
+        self.raw = raw
+        self.pointer = pointer
+        self.faults = faults
+        self.shared = shared
+        self.untrusted = around.trust is Trust.UNTRUSTED or raw.get("trust") == Trust.UNTRUSTED
+        self.around = replace(around, trust=Trust.UNTRUSTED) if self.untrusted else around
+        self.shape_is_known_good = _fits(InstructionSet, {k: v for k, v in raw.items() if k != "$schema"})
+
+    def judge(self) -> None:
+        """Note every fault."""
+        raw = self.raw
+        if not self.shape_is_known_good or "$schema" in raw:
+            self._explain(schema.set_validator().iter_errors(raw), InstructionSet, raw)
+        self._workspace()
+        self._inputs()
+        self._env()
+        if self.untrusted and raw.get("secrets"):
+            hint = "take the secrets out, or run the set as a trusted one"
+            self.faults.add(self._at("secrets"), "an untrusted set gets no secrets", hint=hint, at_key=True)
+        visible = Visible({}, _names(raw, "inputs"), _names(raw, "env"), _names(raw, "secrets"))
+        self._list(raw.get("instructions"), self._at("instructions"), visible)
+        trust = Trust.UNTRUSTED.value if self.untrusted else raw.get("trust", Trust.TRUSTED.value)
+        completed = {key: value for key, value in raw.items() if key != "$schema"}
+        self.shared.completions.append((raw, {**completed, "trust": trust}))
+
+    def _at(self, *names: str | int) -> str:
+        return self.pointer + pointer_of(names)
+
+    # Shape.
+
+    def _explain(self, errors: Iterable[Any], model: type[BaseModel], raw: Raw, pointer: str | None = None) -> None:
+        found = wording.explain(errors, self.faults.nearest)
+        pointer = self.pointer if pointer is None else pointer
+        self._note(found, pointer)
+        shallow = {key: [] if key == "instructions" else value for key, value in raw.items() if key != "$schema"}
+        try:
+            model.model_validate(shallow)
+        except ValidationError as error:
+            for problem in wording.explain_model(error, shallow):
+                if not any(each.parts[: len(problem.parts)] == problem.parts for each in found):
+                    self._note([problem], pointer)
+
+    def _note(self, problems: Iterable[Problem], pointer: str) -> None:
+        for each in problems:
+            place = pointer + pointer_of(each.parts)
+            self.faults.add(place, each.message, hint=each.hint, at_key=each.at_key)
+
+    # What stands at the set's level.
+
+    def _workspace(self) -> None:
+        workspace = self.raw.get("workspace")
+        if isinstance(workspace, str):
+            problem = schema.path_problem(workspace, "workspace-folder")
+            if problem:
+                hint = "it is relative to where `qo` runs; `--workspace` reaches every folder"
+                self.faults.add(self._at("workspace"), problem[0], hint=problem[1] or hint)
+
+    def _inputs(self) -> None:
+        declared = self.raw.get("inputs")
+        for name, declaration in declared.items() if isinstance(declared, dict) else ():
+            if isinstance(declaration, dict):
+                problems = inputs.declaration_problems(declaration, untrusted=self.untrusted)
+                self._note(problems, self._at("inputs", name))
+
+    def _env(self) -> None:
+        env = self.raw.get("env")
+        for name, value in env.items() if isinstance(env, dict) else ():
+            if isinstance(value, str):
+                self._is_literal(value, self._at("env", name))
+                if "\0" in value:
+                    self.faults.add(self._at("env", name), "a NUL character cannot be in the environment")
+
+    def _is_literal(self, text: str, pointer: str) -> None:
+        if expressions.holds_expression(text):
+            hint = f"expressions may stand in {', '.join(EVALUATED)}"
+            self.faults.add(pointer, f"expressions are not evaluated here, and {shown(text)} holds one", hint=hint)
+
+    # Instructions.
+
+    def _list(self, raw: object, pointer: str, outer: Visible) -> None:
+        """Judge the instructions of a list: the set's, or those that handle a failure."""
+        if not isinstance(raw, list):
+            return
+        own: dict[str, Raw] = {}
+        for index, each in enumerate(raw):
+            name = each.get("id") if isinstance(each, dict) else None
+            if not isinstance(name, str):
+                continue
+            if name in own:
+                first = next(n for n, other in enumerate(raw) if other is own[name])
+                place = f"{pointer}/{index}/id"
+                self.faults.add(place, f"id {shown(name)} is there twice", hint=f"the first one is {pointer}/{first}")
+            own.setdefault(name, each)
+        visible = replace(outer, steps={**outer.steps, **own})
+        edges: dict[str, set[str]] = {}
+        for index, each in enumerate(raw):
+            place = f"{pointer}/{index}"
+            if not isinstance(each, dict):
+                self.faults.add(place, f"expected an object, found {described(each)}")
+                continue
+            waits = self._instruction(each, place, visible, own)
+            edges.setdefault(str(each.get("id")), set()).update(waits & own.keys())
+        self._cycles(edges, {str(each.get("id")): n for n, each in enumerate(raw) if isinstance(each, dict)}, pointer)
+
+    def _instruction(self, raw: Raw, pointer: str, visible: Visible, own: Mapping[str, Raw]) -> set[str]:
+        """Judge one instruction. Gives the ids of what it waits for."""
+        if not self.shape_is_known_good and not _fits(Instruction, raw):
+            shallow = {**raw, **_without_inner(raw)}
+            self._explain(schema.instruction_validator().iter_errors(shallow), Instruction, shallow, pointer)
+        operation = self._operation(raw.get("op"), pointer)
+        parameters = raw.get("with", {})
+        if operation is not None and isinstance(parameters, dict):
+            self._parameters(operation, parameters, pointer, given="with" in raw)
+        waits = self._needs(raw, pointer, own)
+        waits |= self._expressions(raw, pointer, visible)
+        self._secrets(raw, pointer, visible)
+        self._globs(raw, pointer)
+        if raw.get("op") == CALL and isinstance(parameters, dict):
+            CallJudge(self, parameters, f"{pointer}/with").judge()
+        inside = replace(visible, item=visible.item or raw.get("for_each") is not None)
+        waits |= self._inner(raw, pointer, inside)
+        return waits
+
+    def _inner(self, raw: Raw, pointer: str, visible: Visible) -> set[str]:
+        """Judge the instructions that an instruction brings along. What they refer to, it waits for."""
+        handler, undo = raw.get("on_error"), raw.get("undo")
+        lists = []
+        if isinstance(handler, dict) and isinstance(handler.get("run"), list):
+            lists.append((handler["run"], f"{pointer}/on_error/run"))
+        for inner, place in lists:
+            self._list(inner, place, visible)
+        if isinstance(undo, dict):
+            name = undo.get("id")
+            known = {name: undo} if isinstance(name, str) else {}
+            self._instruction(undo, f"{pointer}/undo", replace(visible, steps={**visible.steps, **known}), known)
+            lists.append(([undo], ""))
+        found: set[str] = set()
+        for inner, _ in lists:
+            found |= {name for each in inner for name in _steps_named_in(each)}
+            found -= {str(each.get("id")) for each in inner if isinstance(each, dict)}
+        return found - {str(raw.get("id"))}
+
+    def _operation(self, name: object, pointer: str) -> AnyOperation | None:
+        if not isinstance(name, str):
+            return None
+        pointer = f"{pointer}/op"
+        if self.untrusted and name in STARTS_PROGRAMS:
+            self.faults.add(
+                pointer,
+                f"{name} starts programs that the set chooses: for an untrusted set that needs sandbox level "
+                f"{NEEDED_LEVEL}, which this version does not have",
+                hint="take the step out, or run the set as a trusted one",
+            )
+        if name not in self.shared.operations:
+            self.shared.operations[name] = _operation_named(name)
+        operation = self.shared.operations[name]
+        if operation is None:
+            self.faults.add(pointer, f"unknown operation {shown(name)}", hint=self._nearest_operation(name))
+        return operation
+
+    def _nearest_operation(self, name: str) -> str:
+        if LATER_OPERATIONS.fullmatch(name):
+            return "this version does not have it yet"
+        return self.faults.nearest(name, registry.every()) or "`qo ops` lists the operations"
+
+    def _parameters(self, operation: AnyOperation, parameters: Raw, pointer: str, *, given: bool) -> None:
+        judge = schema.schema_of(operation)
+        problems = judge.problems(parameters, self.faults.nearest)
+        refused = set()
+        for parts, path, kind in judge.paths.find(parameters) if operation.name != CALL else ():
+            if not expressions.holds_expression(path) and not self._path(
+                path, kind, f"{pointer}/with{pointer_of(parts)}"
+            ):
+                refused.add(parts)
+        others = [each for each in problems if each.parts not in refused]  # a model may judge its paths too
+        self._note(others, f"{pointer}/with" if given else pointer)
+
+    def _path(self, path: str, kind: schema.PathFormat, pointer: str) -> bool:
+        """Judge a literal path. Whether its spelling is fine."""
+        problem = schema.path_problem(path, kind)
+        if problem:
+            self.faults.add(pointer, problem[0], hint=problem[1])
+            return False
+        clash = self.shared.spellings.clash(path, f"{self.faults.file} {pointer}")
+        if clash:
+            mine, other, where = clash
+            message = f"{shown(mine)} and {shown(other)} differ only in letter case or Unicode form"
+            self.faults.add(pointer, message, hint=f"write both alike; the other one is at {where}")
+        return True
+
+    def _needs(self, raw: Raw, pointer: str, own: Mapping[str, Raw]) -> set[str]:
+        needs = raw.get("needs")
+        found = set()
+        for index, name in enumerate(needs if isinstance(needs, list) else ()):
+            if isinstance(name, str):
+                if name not in own:
+                    hint = self.faults.nearest(name, own)
+                    self.faults.add(f"{pointer}/needs/{index}", f"there is no step {shown(name)}", hint=hint)
+                found.add(name)
+        return found
+
+    def _secrets(self, raw: Raw, pointer: str, visible: Visible) -> None:
+        secrets = raw.get("secrets")
+        for index, name in enumerate(secrets if isinstance(secrets, list) else ()):
+            place = f"{pointer}/secrets/{index}"
+            if self.untrusted:
+                self.faults.add(place, "an untrusted set gets no secrets", hint="take the secrets out")
+            elif isinstance(name, str) and name not in visible.secrets:
+                hint = self.faults.nearest(name, visible.secrets) or "declare it in the set's `secrets`"
+                self.faults.add(place, f"secret {shown(name)} is not declared", hint=hint)
+
+    def _globs(self, raw: Raw, pointer: str) -> None:
+        for key in ("reads", "writes"):
+            globs = raw.get(key)
+            for index, glob in enumerate(globs if isinstance(globs, list) else ()):
+                if isinstance(glob, str) and glob:
+                    place = f"{pointer}/{key}/{index}"
+                    self._is_literal(glob, place)
+                    problem = schema.path_problem(glob, "workspace-glob")
+                    if problem and not expressions.holds_expression(glob):
+                        self.faults.add(place, problem[0], hint=problem[1])
+
+    # Expressions.
+
+    def _expressions(self, raw: Raw, pointer: str, visible: Visible) -> set[str]:
+        """Judge an instruction's expressions. Gives the ids of the steps that they refer to."""
+        found: set[str] = set()
+        for key, value in _evaluated(raw):
+            place = f"{pointer}/{key}"
+            item = visible.item or (raw.get("for_each") is not None and key != "for_each")
+            for inner, text in _texts_at(value, place):
+                found |= self._text(text, inner, replace(visible, item=item))
+            if key != "with" and isinstance(value, str):
+                self._must_be_lone(value, place)
+        return found
+
+    def _must_be_lone(self, text: str, pointer: str) -> None:
+        parts = [part for _, part in expressions.find(text)]
+        if len(parts) > 1 and text.startswith("${{") and not any(isinstance(each, ExpressionError) for each in parts):
+            message = f"expected one expression and nothing around it, found {described(text)}"
+            self.faults.add(pointer, message, hint="join conditions inside of it: ${{ a and b }}")
+
+    def _text(self, text: str, pointer: str, visible: Visible) -> set[str]:
+        found: set[str] = set()
+        for offset, part in expressions.find(text):
+            if isinstance(part, ExpressionError):
+                self.faults.add(pointer, part.message, hint=part.hint, offset=offset)
+            elif isinstance(part, Expression):
+                found |= part.names.steps
+                for message, hint in self._misnamed(part.names, visible):
+                    self.faults.add(pointer, message, hint=hint, offset=offset)
+        return found
+
+    def _misnamed(self, names: Names, visible: Visible) -> Iterator[tuple[str, str]]:
+        """What an expression refers to and is not there, with the nearest thing that is."""
+        near = self.faults.nearest
+        for name in sorted(names.steps - visible.steps.keys()):
+            yield f"there is no step {shown(name)}", near(name, visible.steps)
+        for name in sorted(names.inputs - visible.inputs):
+            yield f"input {shown(name)} is not declared", near(name, visible.inputs) or "declare it in `inputs`"
+        for name in sorted(names.env - visible.env):
+            hint = near(name, visible.env) or "declare it in the set's `env`: the caller's environment is not read"
+            yield f"env {shown(name)} is not declared", hint
+        if names.item and not visible.item:
+            yield "item is known only in a step with for_each", "give the step a for_each"
+        for _, name in sorted(names.fields):
+            if name not in STEP_FIELDS:
+                yield f"a step has no {shown(name)}", near(name, STEP_FIELDS) or f"it has {', '.join(STEP_FIELDS)}"
+        for step, name in sorted(names.outputs):
+            yield from self._no_such_output(step, name, visible)
+
+    def _no_such_output(self, step: str, name: str, visible: Visible) -> Iterator[tuple[str, str]]:
+        raw = visible.steps.get(step, {})
+        operation = self.shared.operations.get(str(raw.get("op"))) or _operation_named(raw.get("op"))
+        if operation is None or operation.outputs.model_config.get("extra") == "allow":
+            return
+        label = f"steps.{step}.outputs"
+        if raw.get("for_each") is not None:
+            yield f"{label} is a list, because the step has for_each", f"as in {label}[0].{name}"
+            return
+        fields = operation.outputs.model_fields
+        known = sorted(info.serialization_alias or info.alias or key for key, info in fields.items())
+        if name not in known:
+            has = f"it has: {', '.join(known)}" if known else "it has none"
+            yield f"{label} has no {shown(name)}; {has}", self.faults.nearest(name, known)
+
+    # Cycles.
+
+    def _cycles(self, edges: Mapping[str, set[str]], places: Mapping[str, int], pointer: str) -> None:
+        if not any(edges.values()):
+            return
+        left = {name: set(waits) for name, waits in edges.items()}
+        for _ in range(MOST_CYCLES):
+            try:
+                TopologicalSorter(left).prepare()
+            except CycleError as error:
+                cycle: list[str] = error.args[1][::-1]  # each waits for the next
+                cycle = _from_first(cycle[:-1], places)
+                chain = " → ".join([*cycle, cycle[0]])
+                message = f"steps wait for each other: {chain}" if len(cycle) > 1 else f"step {chain} waits for itself"
+                hint = "each waits for the next, by needs or by an expression; take one of these out"
+                self.faults.add(f"{pointer}/{places[cycle[0]]}", message, hint=hint if len(cycle) > 1 else "")
+                left[cycle[0]].discard(cycle[1] if len(cycle) > 1 else cycle[0])
+                continue
+            return
+
+
+def _from_first(cycle: list[str], places: Mapping[str, int]) -> list[str]:
+    start = min(range(len(cycle)), key=lambda index: places[cycle[index]])
+    return cycle[start:] + cycle[:start]
+
+
+class CallJudge:
+    """Judges a call: reads the set that is called, judges it, and the inputs that it is given."""
+
+    def __init__(self, caller: SetJudge, parameters: Raw, pointer: str) -> None:
+        self.caller = caller
+        self.parameters = parameters
+        self.pointer = pointer
+        self.faults = caller.faults
+        self.shared = caller.shared
+
+    def judge(self) -> None:
+        """Note every fault of the call and of the set."""
+        self.shared.calls += 1
+        if self.shared.calls > MOST_CALLS:
+            self.faults.add(self.pointer, f"sets call each other more than {MOST_CALLS} times")
+            return
+        called = self.parameters.get("set")
+        name = self.parameters.get("file")
+        if isinstance(called, dict):
+            SetJudge(called, f"{self.pointer}/set", self.faults, self.caller.around, self.shared).judge()
+        elif isinstance(name, str) and called is None:
+            called = self._from_file(name)
+        if isinstance(called, dict):
+            self._inputs(called)
+
+    def _from_file(self, name: str) -> Raw | None:
+        """The set in a file, judged; in the completed document it stands in the file's place."""
+        path = self._path(name)
+        if path is None:
+            return None
+        try:
+            content = reading.read_file(path)
+        except OSError as error:
+            self._fault(f"{name} cannot be read: {error.strerror or error}", "it is looked for beside the calling set")
+            return None
+        shown_as = str(path)
+        around = replace(self.caller.around, folder=path.parent, chain=(*self.caller.around.chain, path))
+        try:
+            raw, faults = reading.parse(content, shown_as)
+        except InvalidSet as invalid:
+            self.faults.add_all(invalid.faults)
+            return None
+        SetJudge(raw, "", faults, around, self.shared).judge()
+        self.faults.add_all(faults.placed() if faults else ())
+        rest = {key: value for key, value in self.parameters.items() if key != "file"}
+        self.shared.completions.append((self.parameters, {**rest, "set": raw}))
+        return raw
+
+    def _path(self, name: str) -> Path | None:
+        """Where the file is: beside the calling set or below, by its real place."""
+        folder = self.caller.around.folder
+        if expressions.holds_expression(name):
+            self._fault("the called file must be known before the run", "write its name out")
+            return None
+        problem = schema.path_problem(name, "workspace-path")
+        if problem:
+            self._fault(problem[0], "it is relative to the calling set, and beside or below it")
+            return None
+        if folder is None:
+            self._fault("a set that came by itself has no files beside it", "write the called set in place, as `set`")
+            return None
+        path = folder / name
+        chain = self.caller.around.chain
+        if not path.resolve().is_relative_to(folder.resolve()):
+            self._fault(f"{name} is a link that leads out of the calling set's folder", "put the file there")
+        elif path.resolve() in {each.resolve() for each in chain}:
+            self._fault(f"sets call each other: {' → '.join(each.name for each in (*chain, path))}", "break the circle")
+        elif len(chain) > DEEPEST_CALLS:
+            self._fault(f"sets call each other deeper than {DEEPEST_CALLS}", "flatten them")
+        else:
+            return path
+        return None
+
+    def _fault(self, message: str, hint: str) -> None:
+        self.faults.add(f"{self.pointer}/file", message, hint=hint)
+
+    def _inputs(self, called: Raw) -> None:
+        declared, given = called.get("inputs", {}), self.parameters.get("inputs", {})
+        if not isinstance(declared, dict) or not isinstance(given, dict):
+            return
+        usable = {
+            name: each
+            for name, each in declared.items()
+            if isinstance(each, dict) and not inputs.declaration_problems(each)
+        }
+        if len(usable) < len(declared):
+            return
+        unknown = frozenset(name for name, value in given.items() if any(expressions.texts(value)))
+        pointer = f"{self.pointer}/inputs" if "inputs" in self.parameters else self.pointer
+        for each in inputs.given_problems(usable, given, unknown):
+            place = pointer + pointer_of(each.parts)
+            self.faults.add(place, each.message, hint=each.hint, at_key=each.at_key)
+
+
+def judge(raw: Raw, faults: Faults, folder: Path | None, trust: Trust, path: Path | None) -> InstructionSet:
+    """The set that a document is, called files read in. Raises InvalidSet with every fault."""
+    shared = Shared()
+    around = Surroundings(folder, trust, (path,) if path else ())
+    SetJudge(raw, "", faults, around, shared).judge()
+    if faults:
+        raise InvalidSet(faults.placed())
+    for part, completed in shared.completions:
+        part.clear()
+        part.update(completed)
+    return InstructionSet.model_validate(raw)
+
+
+def _fits(model: type[BaseModel], raw: object) -> bool:
+    try:
+        model.model_validate(raw)
+    except ValidationError:
+        return False
+    return True
+
+
+def _operation_named(name: object) -> AnyOperation | None:
+    try:
+        return registry.get(name) if isinstance(name, str) else None
+    except registry.UnknownOperation:
+        return None
+
+
+def _names(raw: Raw, key: str) -> frozenset[str]:
+    value = raw.get(key)
+    return frozenset(each for each in value if isinstance(each, str)) if isinstance(value, dict | list) else frozenset()
+
+
+def _without_inner(raw: Raw) -> Raw:
+    """Stand-ins for the instructions in an instruction, which are judged on their own."""
+    inner: Raw = {}
+    handler = raw.get("on_error")
+    if isinstance(handler, dict) and isinstance(handler.get("run"), list):
+        inner["on_error"] = {**handler, "run": []}
+    if isinstance(raw.get("undo"), dict):
+        inner["undo"] = {"id": "x", "op": "x"}
+    return inner
+
+
+def _evaluated(raw: Raw) -> Iterator[tuple[str, Any]]:
+    """The values of an instruction whose expressions are its own: those of a set in it are that set's."""
+    for key in EVALUATED:
+        if key in raw:
+            value = raw[key]
+            if key == "with" and raw.get("op") == CALL and isinstance(value, dict):
+                value = {name: each for name, each in value.items() if name == "inputs"}
+            yield key, value
+
+
+def _texts_at(value: object, pointer: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        if "${{" in value:
+            yield pointer, value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _texts_at(each, child_pointer(pointer, key))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _texts_at(each, f"{pointer}/{index}")
+
+
+def _steps_named_in(raw: object) -> set[str]:
+    """The steps that an instruction in another one refers to, faulty expressions passed over."""
+    if not isinstance(raw, dict):
+        return set()
+    found: set[str] = set()
+    for _, value in _evaluated(raw):
+        for text in expressions.texts(value):
+            for _, part in expressions.find(text):
+                if isinstance(part, Expression):
+                    found |= part.names.steps
+    handler, undo = raw.get("on_error"), raw.get("undo")
+    inner = handler.get("run") if isinstance(handler, dict) else None
+    nested = [*(inner if isinstance(inner, list) else ()), undo]
+    for each in nested:
+        found |= _steps_named_in(each)
+    return found - {str(each.get("id")) for each in nested if isinstance(each, dict)}

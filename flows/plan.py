@@ -1,0 +1,594 @@
+"""Planning: from instructions to steps, from what steps touch to the order between them.
+
+A set is expanded into *steps* (an instruction, or one round of its `for_each`, or one of a called set's), which are put
+into one linear order: document order, except where a `needs` or a reference asks for another, and with irreversible
+steps last. Every later step that touches what an earlier one touches gets an edge from it (a *hazard*: write-read,
+read-write or write-write). Whatever runs along those edges ends as if the steps had run one by one in linear order.
+
+Accesses cover everything below their path. Writing a path makes the folders above it unless they are there; two steps
+that make the same folder commute, so that making is a third kind of access beside reading and writing.
+
+Pure: no disk, no clock, no Prefect. What only a run can know (a list, a name) is `Unknown` here; a step whose accesses
+are unknown is taken to touch everything.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from quantum_orchestrator.blocks.errors import InvalidInput
+from quantum_orchestrator.blocks.tree import ROOT, join
+from quantum_orchestrator.flows import expressions
+from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Order
+from quantum_orchestrator.flows.expressions import MISSING, Scope
+from quantum_orchestrator.flows.inputs import resolve_inputs
+from quantum_orchestrator.flows.schema import build_parameters
+from quantum_orchestrator.tasks import registry
+from quantum_orchestrator.tasks.operation import (
+    EVERYTHING,
+    UNKNOWN,
+    Access,
+    AnyOperation,
+    Effects,
+    Parameters,
+    Unknown,
+)
+
+WILDCARDS = frozenset("*?[")
+
+
+class Reason(StrEnum):
+    """Why one step waits for another."""
+
+    NEEDS = "needs"
+    REFERENCE = "refers to it"
+    WRITE_READ = "reads what it writes"
+    READ_WRITE = "writes what it reads"
+    WRITE_WRITE = "writes what it writes"
+    BARRIER = "nothing moves across a barrier"
+    SEQUENTIAL = "the set is sequential"
+    IRREVERSIBLE = "cannot be undone, so it comes last"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Step `before` ends before step `after` starts; `path` is where they meet, for hazards."""
+
+    before: str
+    after: str
+    reason: Reason
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SetScope:
+    """One use of a set: the document's own, or a call's. Its steps share inputs, env and the prefix of their ids."""
+
+    prefix: str
+    document: InstructionSet
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One thing that a run does. A step with `deferred_expansion` becomes several once its values are known."""
+
+    id: str
+    instruction: Instruction
+    scope: SetScope
+    item: Any = MISSING
+    deferred_expansion: bool = False
+    inherited: tuple[tuple[str, Reason], ...] = ()
+    """Ids that the calls around it wait for."""
+
+    def waits_for(self) -> Iterator[tuple[str, Reason]]:
+        """The ids that it names, each with why; an id may be a group's."""
+        yield from self.inherited
+        for name in self.instruction.needs:
+            yield self.scope.prefix + name, Reason.NEEDS
+        for name in sorted(expressions.references(_expressions_in(self.instruction)).steps):
+            yield self.scope.prefix + name, Reason.REFERENCE
+
+
+def _expressions_in(instruction: Instruction) -> list[Any]:
+    handled = instruction.on_error.run if isinstance(instruction.on_error, ErrorHandler) else ()
+    inner = [each for one in handled for each in _expressions_in(one)]
+    parameters = instruction.parameters
+    if instruction.op == "call":
+        parameters = {"inputs": parameters.get("inputs")}  # the called set's expressions mean its own steps
+    return [parameters, instruction.when, instruction.for_each, *inner]
+
+
+@dataclass(slots=True)
+class Expansion:
+    """Steps in document order; `groups` gives, for an id that became several, the ids it became."""
+
+    steps: list[Step] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+    def members(self, step_id: str) -> Iterator[str]:
+        """The steps that an id stands for."""
+        if step_id in self.groups:
+            for member in self.groups[step_id]:
+                yield from self.members(member)
+        else:
+            yield step_id
+
+
+class _NothingHasRun(Mapping[str, Any]):
+    """The `steps` of an expression before anything has run."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise Unknown(key)
+
+    def __iter__(self) -> Iterator[str]:
+        raise Unknown
+
+    def __len__(self) -> int:
+        raise Unknown
+
+
+NOTHING_HAS_RUN = _NothingHasRun()
+
+
+def values_of(step: Step, steps: Mapping[str, Any] = NOTHING_HAS_RUN, run: Mapping[str, Any] | None = None) -> Scope:
+    """What the step's expressions may refer to. Without `run`, what only a run knows is Unknown."""
+    return Scope(
+        inputs=step.scope.inputs,
+        env=step.scope.document.env,
+        steps=steps,
+        run=NOTHING_HAS_RUN if run is None else run,
+        item=step.item,
+    )
+
+
+def expand(document: InstructionSet, inputs: Mapping[str, Any]) -> Expansion:
+    """The steps of a document, as far as they can be known before it runs."""
+    expansion = Expansion()
+    scope = SetScope("", document, inputs)
+    for instruction in document.instructions:
+        _expand(Step(instruction.id, instruction, scope), NOTHING_HAS_RUN, None, expansion)
+    return expansion
+
+
+def expand_step(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any]) -> Expansion:
+    """What a step with `deferred_expansion` becomes now that its values are known."""
+    expansion = Expansion()
+    for part in _rounds(step, values_of(step, steps, run)):
+        _expand_call(part, values_of(part, steps, run), expansion)
+    return expansion
+
+
+def handler_steps(step: Step, handler: ErrorHandler) -> Expansion:
+    """The steps of an `on_error`, whose ids begin with the failed step's."""
+    document = step.scope.document.model_copy(update={"instructions": list(handler.run)})
+    scope = SetScope(f"{step.id}/on_error/", document, step.scope.inputs)
+    expansion = Expansion()
+    for instruction in handler.run:
+        inner = Step(scope.prefix + instruction.id, instruction, scope, step.item)
+        _expand(inner, NOTHING_HAS_RUN, None, expansion)
+    return expansion
+
+
+def _expand(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any] | None, expansion: Expansion) -> None:
+    instruction = step.instruction
+    if instruction.for_each is None and instruction.op != "call":
+        expansion.steps.append(step)
+        return
+    try:
+        if _has_own_outcome(instruction):
+            raise Unknown
+        rounds = _rounds(step, values_of(step, steps, run))
+        inner = Expansion()
+        for part in rounds:
+            _expand_call(part, values_of(part, steps, run), inner)
+    except Unknown:
+        expansion.steps.append(replace(step, deferred_expansion=True))
+        return
+    expansion.steps += inner.steps
+    expansion.groups.update(inner.groups)
+    if instruction.for_each is not None:
+        expansion.groups[step.id] = [part.id for part in rounds]
+
+
+def _has_own_outcome(instruction: Instruction) -> bool:
+    """Whether a call must stay one step until it runs: it may be skipped, fail or be tried again as a whole."""
+    whole = instruction.when is not None or instruction.on_error != "fail" or instruction.timeout is not None
+    return instruction.op == "call" and (whole or bool(instruction.retries) or instruction.undo is not None)
+
+
+def _rounds(step: Step, scope: Scope) -> list[Step]:
+    if step.instruction.for_each is None:
+        return [step]
+    items = expressions.evaluate(step.instruction.for_each, scope)
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        found = type(items).__name__
+        raise InvalidInput(f"{step.id}: for_each needs a list, and its expression gave a value of type {found}")
+    return [replace(step, id=f"{step.id}[{number}]", item=item) for number, item in enumerate(items)]
+
+
+def _expand_call(step: Step, scope: Scope, expansion: Expansion) -> None:
+    if step.instruction.op != "call":
+        expansion.steps.append(step)
+        return
+    called = InstructionSet.model_validate(step.instruction.parameters["set"])
+    given = expressions.evaluate(step.instruction.parameters.get("inputs", {}), scope)
+    inner = SetScope(step.id + "/", called, resolve_inputs(called, given))
+    waits = tuple(step.waits_for())
+    for instruction in called.instructions:
+        part = Step(inner.prefix + instruction.id, instruction, inner, inherited=waits)
+        _expand(part, NOTHING_HAS_RUN, None, expansion)
+    expansion.groups[step.id] = [inner.prefix + instruction.id for instruction in called.instructions]
+
+
+# What a step touches.
+
+
+def resolved_parameters(step: Step, scope: Scope) -> Parameters:
+    """The step's parameters with every expression evaluated.
+
+    Raises Unknown where one cannot be yet, and OperationError where a value turns out wrong.
+    """
+    values = {name: expressions.evaluate(value, scope) for name, value in step.instruction.parameters.items()}
+    return build_parameters(registry.get(step.instruction.op), values)
+
+
+def partial_parameters(operation: AnyOperation, instruction: Instruction, scope: Scope) -> Parameters:
+    """Parameters in which what is not known yet is UNKNOWN; using such a one raises Unknown."""
+    known: dict[str, Any] = {}
+    unknown: dict[str, Any] = {}
+    for name, value in instruction.parameters.items():
+        try:
+            known[name] = expressions.evaluate(value, scope)
+        except Unknown:
+            unknown[name] = UNKNOWN
+    if not unknown:
+        return build_parameters(operation, known)
+    return operation.parameters.model_construct(**known, **unknown)
+
+
+def effects_of(step: Step, scope: Scope | None = None) -> Effects:
+    """What the step may touch: its own operation, the steps it will become, and its error handler."""
+    scope = scope or values_of(step)
+    effects = _own_effects(step, scope)
+    handler = step.instruction.on_error
+    if isinstance(handler, ErrorHandler):
+        effects = _union([effects, *(effects_of(inner) for inner in handler_steps(step, handler).steps)])
+    return effects
+
+
+def _own_effects(step: Step, scope: Scope) -> Effects:
+    instruction = step.instruction
+    if step.deferred_expansion:
+        return _effects_of_expansion(step)
+    operation = registry.get(instruction.op)
+    try:
+        effects = operation.effects(partial_parameters(operation, instruction, scope))
+    except Unknown:
+        return Effects((EVERYTHING,), (EVERYTHING,), predictable=False)
+    return _narrowed(effects, instruction)
+
+
+def _effects_of_expansion(step: Step) -> Effects:
+    """What a step that will become several may touch, whatever the values will be."""
+    instruction = step.instruction
+    one = step if instruction.for_each is None else replace(step, item=UNKNOWN)
+    if instruction.op != "call":
+        one = replace(one, deferred_expansion=False)
+        return _own_effects(one, values_of(one))
+    inner = Expansion()
+    try:
+        _expand_call(one, values_of(one), inner)
+    except Unknown:
+        return Effects((EVERYTHING,), (EVERYTHING,), predictable=False)
+    return _union(effects_of(each) for each in inner.steps)
+
+
+def _narrowed(effects: Effects, instruction: Instruction) -> Effects:
+    """An instruction's own `reads` and `writes`, where the operation itself cannot know what it touches."""
+    reads, writes = effects.reads, effects.writes
+    if instruction.reads is not None and EVERYTHING in reads:
+        reads = tuple(access_of_glob(glob) for glob in instruction.reads)
+    if instruction.writes is not None and EVERYTHING in writes:
+        writes = tuple(access_of_glob(glob) for glob in instruction.writes)
+    return Effects(reads, writes, effects.makes, effects.predictable, effects.barrier, effects.irreversible)
+
+
+def access_of_glob(glob: str) -> Access:
+    """The smallest folder or path that holds everything a glob can match."""
+    fixed: list[str] = []
+    for part in glob.split("/"):
+        if WILDCARDS & set(part):
+            return Access("/".join(fixed) or ROOT, subtree=True)
+        fixed.append(part)
+    return Access(glob, subtree=True)
+
+
+def _union(several: Iterable[Effects]) -> Effects:
+    collected = list(several)
+    return Effects(
+        reads=tuple(dict.fromkeys(access for each in collected for access in each.reads)),
+        writes=tuple(dict.fromkeys(access for each in collected for access in each.writes)),
+        makes=tuple(dict.fromkeys(path for each in collected for path in each.makes)),
+        predictable=all(each.predictable for each in collected),
+        barrier=any(each.barrier for each in collected),
+        irreversible=any(each.irreversible for each in collected),
+    )
+
+
+# The order between steps.
+
+
+@dataclass(slots=True)
+class Graph:
+    """Steps in linear order and the edges between them; every edge points from an earlier to a later step."""
+
+    steps: list[Step]
+    edges: list[Edge]
+    effects: dict[str, Effects]
+    groups: dict[str, list[str]]
+    position: dict[str, int] = field(init=False)
+    predecessors: dict[str, set[str]] = field(init=False)
+    successors: dict[str, set[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.position = {step.id: number for number, step in enumerate(self.steps)}
+        self.predecessors = {step.id: set() for step in self.steps}
+        self.successors = {step.id: set() for step in self.steps}
+        for edge in self.edges:
+            self.predecessors[edge.after].add(edge.before)
+            self.successors[edge.before].add(edge.after)
+
+
+class CycleError(InvalidInput):
+    """Steps wait for each other in a ring."""
+
+
+def build(document: InstructionSet, inputs: Mapping[str, Any]) -> Graph:
+    """The graph of a whole document."""
+    return connect(expand(document, inputs), document.order)
+
+
+def connect(expansion: Expansion, order: Order = Order.INFERRED) -> Graph:
+    """Put the steps in linear order and find every edge.
+
+    Raises CycleError, and InvalidInput where two steps of an explicit set write one path with no order between them.
+    """
+    explicit = [*_explicit_edges(expansion), *_chains_of_called_sets(expansion.steps)]
+    effects = {step.id: effects_of(step) for step in expansion.steps}
+    last = _irreversible(expansion.steps, effects, explicit) if order is Order.INFERRED else set()
+    steps = _linear(expansion.steps, explicit, last)
+    if order is Order.SEQUENTIAL:
+        explicit += _chain(steps)
+    hazards = _Hazards().of(steps, effects, last)
+    if order is Order.EXPLICIT:
+        _check_unordered_writers(steps, explicit, hazards)
+        hazards = []
+    return Graph(steps, _without_repeats(explicit + hazards), effects, expansion.groups)
+
+
+def _explicit_edges(expansion: Expansion) -> list[Edge]:
+    present = {step.id for step in expansion.steps}
+    return [
+        Edge(before, step.id, reason)
+        for step in expansion.steps
+        for name, reason in step.waits_for()
+        for before in expansion.members(name)
+        if before in present and before != step.id
+    ]
+
+
+def _chain(steps: Sequence[Step]) -> list[Edge]:
+    return [Edge(one.id, next_.id, Reason.SEQUENTIAL) for one, next_ in itertools.pairwise(steps)]
+
+
+def _chains_of_called_sets(steps: Sequence[Step]) -> list[Edge]:
+    prefixes = {step.scope.prefix for step in steps if step.scope.document.order is Order.SEQUENTIAL} - {""}
+    return [
+        edge for prefix in sorted(prefixes) for edge in _chain([step for step in steps if step.id.startswith(prefix)])
+    ]
+
+
+def _irreversible(steps: Sequence[Step], effects: Mapping[str, Effects], explicit: Sequence[Edge]) -> set[str]:
+    """Steps that cannot be undone, and those that ask to come after one."""
+    found = {step.id for step in steps if effects[step.id].irreversible and step.instruction.undo is None}
+    if not found:
+        return found
+    after: dict[str, list[str]] = {}
+    for edge in explicit:
+        after.setdefault(edge.before, []).append(edge.after)
+    waiting = list(found)
+    while waiting:
+        for step_id in after.get(waiting.pop(), ()):
+            if step_id not in found:
+                found.add(step_id)
+                waiting.append(step_id)
+    return found
+
+
+def _linear(steps: Sequence[Step], edges: Sequence[Edge], last: set[str]) -> list[Step]:
+    """Document order, changed as little as the edges ask for; `last` come after all others."""
+    position = {step.id: (step.id in last, number) for number, step in enumerate(steps)}
+    by_id = {step.id: step for step in steps}
+    blockers = dict.fromkeys(by_id, 0)
+    after: dict[str, list[str]] = {}
+    for edge in edges:
+        blockers[edge.after] += 1
+        after.setdefault(edge.before, []).append(edge.after)
+    ready = [(position[step_id], step_id) for step_id, count in blockers.items() if count == 0]
+    heapq.heapify(ready)
+    ordered: list[Step] = []
+    while ready:
+        _, step_id = heapq.heappop(ready)
+        ordered.append(by_id[step_id])
+        for each in after.get(step_id, ()):
+            blockers[each] -= 1
+            if blockers[each] == 0:
+                heapq.heappush(ready, (position[each], each))
+    if len(ordered) < len(steps):
+        raise CycleError(f"steps wait for each other: {' → '.join(_ring(blockers, edges))}")
+    return ordered
+
+
+def _ring(blockers: Mapping[str, int], edges: Sequence[Edge]) -> list[str]:
+    """One ring among the steps that never became ready."""
+    stuck = {step_id for step_id, count in blockers.items() if count}
+    before = {edge.after: edge.before for edge in edges if edge.after in stuck and edge.before in stuck}
+    path = [min(stuck & before.keys())]
+    while before[path[-1]] not in path:
+        path.append(before[path[-1]])
+    start = before[path[-1]]
+    return [start, *reversed(path[path.index(start) :])]
+
+
+@dataclass(slots=True)
+class _Place:
+    """Who touched a path since it was last written as a whole."""
+
+    children: dict[str, _Place] = field(default_factory=dict)
+    writer: str | None = None
+    readers: list[str] = field(default_factory=list)
+    makers: list[str] = field(default_factory=list)
+
+
+class _Hazards:
+    """Finds hazards in one pass over the steps in linear order, with one place per path touched.
+
+    Invariant: a place holds only accesses that no later write of it, or of a folder above it, has superseded; that
+    write waits for all of them, so that whoever comes later need only wait for the write.
+    """
+
+    def __init__(self) -> None:
+        self._root = _Place()
+        self._barrier: str | None = None
+        self._since_barrier: list[str] = []
+        self._edges: list[Edge] = []
+
+    def of(self, steps: Sequence[Step], effects: Mapping[str, Effects], last: set[str]) -> list[Edge]:
+        """Every edge that the steps' effects ask for."""
+        earlier: list[str] = []
+        for step in steps:
+            if step.id in last:  # one at a time: the world outside sees their order
+                self._edges += [Edge(before, step.id, Reason.IRREVERSIBLE) for before in earlier]
+                earlier = []
+            earlier.append(step.id)
+            self._touch(step.id, effects[step.id])
+        return self._edges
+
+    def _touch(self, step_id: str, effects: Effects) -> None:
+        if self._barrier is not None:
+            self._edges.append(Edge(self._barrier, step_id, Reason.BARRIER))
+        if effects.barrier:
+            self._edges += [Edge(before, step_id, Reason.BARRIER) for before in self._since_barrier]
+            self._barrier, self._since_barrier, self._root = step_id, [], _Place()
+            return
+        self._since_barrier.append(step_id)
+        for access in effects.reads:
+            self._wait_to_read(step_id, access.path)
+        for path in effects.makes:
+            self._wait_to_make(step_id, path)
+        for access in effects.writes:
+            self._wait_to_write(step_id, access.path)
+        self._record(step_id, effects)
+
+    def _record(self, step_id: str, effects: Effects) -> None:
+        for access in effects.reads:
+            self._place(access.path).readers.append(step_id)
+        for path in effects.makes:
+            self._place(path).makers.append(step_id)
+        for access in effects.writes:
+            place = self._place(access.path)
+            place.children, place.readers, place.makers = {}, [], []
+            place.writer = step_id
+
+    def _wait_to_read(self, step_id: str, path: str) -> None:
+        above, here = self._way(path)
+        for name, place in above:
+            self._wait(step_id, place.writer, Reason.WRITE_READ, name)
+        if here is not None:
+            for name, place in _below(path, here):
+                self._wait(step_id, place.writer, Reason.WRITE_READ, name)
+                for maker in place.makers:
+                    self._wait(step_id, maker, Reason.WRITE_READ, name)
+
+    def _wait_to_make(self, step_id: str, path: str) -> None:
+        above, here = self._way(path)
+        for name, place in [*above, *([(path, here)] if here else [])]:
+            self._wait(step_id, place.writer, Reason.WRITE_WRITE, name)
+            for reader in place.readers:
+                self._wait(step_id, reader, Reason.READ_WRITE, name)
+
+    def _wait_to_write(self, step_id: str, path: str) -> None:
+        above, here = self._way(path)
+        for name, place in above:
+            self._wait(step_id, place.writer, Reason.WRITE_WRITE, name)
+            for reader in place.readers:
+                self._wait(step_id, reader, Reason.READ_WRITE, name)
+        if here is not None:
+            for name, place in _below(path, here):
+                self._wait(step_id, place.writer, Reason.WRITE_WRITE, name)
+                for maker in place.makers:
+                    self._wait(step_id, maker, Reason.WRITE_WRITE, name)
+                for reader in place.readers:
+                    self._wait(step_id, reader, Reason.READ_WRITE, name)
+
+    def _wait(self, step_id: str, before: str | None, reason: Reason, path: str) -> None:
+        if before is not None and before != step_id:
+            self._edges.append(Edge(before, step_id, reason, path))
+
+    def _way(self, path: str) -> tuple[list[tuple[str, _Place]], _Place | None]:
+        """The places above a path that were touched, and its own if it or anything below it was."""
+        if path == ROOT:
+            return [], self._root
+        above, place, name = [(ROOT, self._root)], self._root, ""
+        *folders, leaf = path.split("/")
+        for part in folders:
+            inner = place.children.get(part)
+            if inner is None:
+                return above, None
+            place, name = inner, f"{name}/{part}" if name else part
+            above.append((name, place))
+        return above, place.children.get(leaf)
+
+    def _place(self, path: str) -> _Place:
+        place = self._root
+        if path != ROOT:
+            for part in path.split("/"):
+                place = place.children.setdefault(part, _Place())
+        return place
+
+
+def _below(path: str, place: _Place) -> Iterator[tuple[str, _Place]]:
+    """A place and all below it, each with its path."""
+    waiting = [(path, place)]
+    while waiting:
+        name, here = waiting.pop()
+        yield name, here
+        waiting += [(join(name, part), inner) for part, inner in here.children.items()]
+
+
+def _check_unordered_writers(steps: Sequence[Step], explicit: Sequence[Edge], hazards: Sequence[Edge]) -> None:
+    """In an explicit set, two steps that write one path must be in order by `needs` or references."""
+    position = {step.id: number for number, step in enumerate(steps)}
+    before: dict[str, set[str]] = {step.id: set() for step in steps}
+    for edge in sorted(explicit, key=lambda edge: position[edge.after]):
+        before[edge.after] |= {edge.before, *before[edge.before]}
+    for edge in hazards:
+        if edge.reason is Reason.WRITE_WRITE and edge.before not in before[edge.after]:
+            raise InvalidInput(
+                f"steps {edge.before!r} and {edge.after!r} both write {edge.path}, and nothing says which comes first",
+                hint=f'the set\'s order is explicit: add "needs": ["{edge.before}"] to {edge.after!r}',
+            )
+
+
+def _without_repeats(edges: Iterable[Edge]) -> list[Edge]:
+    """One edge for each pair of steps and reason, in the order of their making."""
+    first: dict[tuple[str, str, Reason], Edge] = {}
+    for edge in edges:
+        first.setdefault((edge.before, edge.after, edge.reason), edge)
+    return list(first.values())

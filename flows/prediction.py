@@ -1,0 +1,184 @@
+"""The dry run: a plan's steps, one by one in linear order, on an overlay in memory.
+
+A predictable step runs the very code that a run would. What cannot be known before running (a script's effects, a
+commit's id, whatever refers to one) is *deferred*: the step is shown with what it may touch, and later steps that
+touch the same are deferred too. Where nothing is deferred, a run ends in exactly this prediction.
+
+Nothing here writes; the disk is seen only through the tree that is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantum_orchestrator.blocks.errors import OperationError, QuantumError
+from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.tree import Change, Overlay, Tree, is_within
+from quantum_orchestrator.flows import expressions
+from quantum_orchestrator.flows.document import ErrorHandler
+from quantum_orchestrator.flows.plan import (
+    Expansion,
+    Graph,
+    Step,
+    connect,
+    effects_of,
+    expand_step,
+    handler_steps,
+    resolved_parameters,
+    values_of,
+)
+from quantum_orchestrator.flows.results import RunValues, StepStatus
+from quantum_orchestrator.tasks import registry
+from quantum_orchestrator.tasks.operation import Context, Effects, Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedStep:
+    """What the dry run says of one step. `reason` says why it is deferred, skipped or failed."""
+
+    id: str
+    op: str
+    status: StepStatus
+    changes: tuple[Change, ...] = ()
+    may_write: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Prediction:
+    """The whole dry run. `changes` are in sum, without what is deferred."""
+
+    steps: list[PredictedStep] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    failure: PredictedStep | None = None
+    contents: Overlay | None = None
+
+    @property
+    def deferred(self) -> list[PredictedStep]:
+        """The steps that only a run can tell."""
+        return [step for step in self.steps if step.status is StepStatus.DEFERRED]
+
+
+class _StepFailed(Exception):
+    def __init__(self, step: PredictedStep) -> None:
+        super().__init__(step.reason)
+        self.step = step
+
+
+def predict(
+    graph: Graph, tree: Tree, *, policy: Policy | None = None, run: Mapping[str, Any] | None = None
+) -> Prediction:
+    """Run the graph's steps on an overlay over `tree`, which is only read."""
+    return _DryRun(graph, tree, policy or Policy(), run).predict()
+
+
+class _DryRun:
+    def __init__(self, graph: Graph, tree: Tree, policy: Policy, run: Mapping[str, Any] | None) -> None:
+        self._graph = graph
+        self._total = Overlay(tree)
+        self._policy = policy
+        self._run = run
+        self._unknown: list[str] = []  # paths that a deferred step may have changed
+        self._values = RunValues(graph.groups)
+        self._prediction = Prediction(contents=self._total)
+
+    def predict(self) -> Prediction:
+        """See the function."""
+        try:
+            self._run_steps(self._graph.steps)
+        except _StepFailed as failed:
+            self._prediction.failure = failed.step
+        self._prediction.changes = self._total.changes()
+        return self._prediction
+
+    def _run_steps(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            predicted = self._one(step)
+            self._prediction.steps.append(predicted)
+            if predicted.status is StepStatus.FAILED:
+                self._handle(step, predicted)
+
+    def _handle(self, step: Step, predicted: PredictedStep) -> None:
+        handler = step.instruction.on_error
+        if handler == "fail":
+            raise _StepFailed(predicted)
+        if isinstance(handler, ErrorHandler):
+            self._run_inner(handler_steps(step, handler))
+
+    def _run_inner(self, expansion: Expansion) -> None:
+        self._values.groups.update(expansion.groups)
+        self._run_steps(connect(expansion).steps)
+
+    def _one(self, step: Step) -> PredictedStep:
+        scope = values_of(step, self._values.view(step.scope.prefix), self._run)
+        try:
+            if not is_wanted(step, scope):
+                return self._finish(step, StepStatus.SKIPPED, reason="its `when` is false")
+            if step.deferred_expansion:
+                return self._expanded(step)
+            effects = effects_of(step, scope)
+            if not effects.predictable:
+                return self._deferred(step, effects, "")
+            if touched := next(self._touches_unknown(effects), None):
+                return self._deferred(step, effects, f"{touched} depends on a deferred step")
+            return self._ran(step, scope)
+        except Unknown:
+            return self._deferred(step, effects_of(step), "it refers to a deferred step")
+        except QuantumError as error:
+            return self._finish(step, StepStatus.FAILED, reason=error.message)
+
+    def _expanded(self, step: Step) -> PredictedStep:
+        expansion = expand_step(step, self._values.view(step.scope.prefix), self._run or {})
+        self._values.groups.update(expansion.groups)
+        try:
+            self._run_steps(connect(expansion).steps)
+        except _StepFailed as failed:
+            return self._finish(step, StepStatus.FAILED, reason=f"{failed.step.id}: {failed.step.reason}")
+        return self._finish(step, StepStatus.SUCCEEDED)
+
+    def _ran(self, step: Step, scope: expressions.Scope) -> PredictedStep:
+        layer = Overlay(self._total)
+        context = Context(layer, step_id=step.id, set_name=step.scope.document.name, policy=self._policy)
+        outputs = registry.get(step.instruction.op).run(resolved_parameters(step, scope), context)
+        changes = layer.changes()
+        self._total.apply(changes, layer.content_of)
+        return self._finish(step, StepStatus.SUCCEEDED, tuple(changes), outputs.model_dump(mode="json"))
+
+    def _deferred(self, step: Step, effects: Effects, reason: str) -> PredictedStep:
+        written = tuple(dict.fromkeys([*(access.path for access in effects.writes), *effects.makes]))
+        self._unknown += written
+        self._values.set_unknown(step.id)
+        return PredictedStep(step.id, step.instruction.op, StepStatus.DEFERRED, may_write=written, reason=reason)
+
+    def _finish(
+        self,
+        step: Step,
+        status: StepStatus,
+        changes: tuple[Change, ...] = (),
+        outputs: Mapping[str, Any] | None = None,
+        reason: str = "",
+    ) -> PredictedStep:
+        self._values.set(step.id, status, outputs or {})
+        return PredictedStep(step.id, step.instruction.op, status, changes, reason=reason)
+
+    def _touches_unknown(self, effects: Effects) -> Iterator[str]:
+        for path in [*(access.path for access in (*effects.reads, *effects.writes)), *effects.makes]:
+            for unknown in self._unknown:
+                if is_within(path, unknown) or is_within(unknown, path):
+                    yield path
+
+
+def is_wanted(step: Step, scope: expressions.Scope) -> bool:
+    """Whether the step's `when` holds. Raises OperationError where it is no boolean."""
+    condition = step.instruction.when
+    if condition is None:
+        return True
+    value = expressions.evaluate(condition, scope)
+    if not isinstance(value, bool):
+        raise OperationError(
+            f"{step.id}: `when` gave {value!r}, and true or false is needed",
+            hint="compare it with something, as in ${{ inputs.level == 'high' }}",
+        )
+    return value

@@ -1,0 +1,191 @@
+"""What has become of a run's steps so far, as expressions see it and as reports give it.
+
+Shared by the dry run and the real one, so that `steps.x.outputs.y` means the same in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from quantum_orchestrator.blocks.errors import QuantumError
+from quantum_orchestrator.blocks.journal import StepRecord
+from quantum_orchestrator.tasks.operation import Unknown
+
+
+class StepStatus(StrEnum):
+    """How a step ended. `deferred` is a plan's word, `pending` and `running` are a live run's."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    REUSED = "reused"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    ROLLED_BACK = "rolled_back"
+    AWAITING_APPROVAL = "awaiting_approval"
+    DEFERRED = "deferred"
+
+
+class RunStatus(StrEnum):
+    """How a run stands."""
+
+    RUNNING = "running"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    KEPT = "kept"
+    PAUSED = "paused"
+    NEEDS_ATTENTION = "needs_attention"
+    AWAITING_APPROVAL = "awaiting_approval"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+class RunValues:
+    """Statuses and outputs by step id."""
+
+    def __init__(self, groups: Mapping[str, list[str]]) -> None:
+        self.groups: dict[str, list[str]] = dict(groups)
+        self._results: dict[str, dict[str, Any]] = {}
+        self._unknown: set[str] = set()
+
+    def set(self, step_id: str, status: StepStatus, outputs: Mapping[str, Any]) -> None:
+        """Record a step's end."""
+        self._results[step_id] = {"status": status.value, "outputs": dict(outputs)}
+
+    def set_unknown(self, step_id: str) -> None:
+        """Record that only a run can tell how the step ends."""
+        self._unknown.add(step_id)
+
+    def result(self, step_id: str) -> dict[str, Any]:
+        """`{"status", "outputs"}` of a step or of a group. Raises Unknown where it has not ended."""
+        if step_id in self._unknown:
+            raise Unknown(step_id)
+        if step_id in self.groups:
+            return self._of_group(step_id)
+        if step_id not in self._results:
+            raise Unknown(step_id)
+        return self._results[step_id]
+
+    def _of_group(self, step_id: str) -> dict[str, Any]:
+        """A list of outputs for `for_each`, outputs by inner id for `call`."""
+        members = {member: self.result(member) for member in self.groups[step_id]}
+        statuses = {result["status"] for result in members.values()}
+        worst = next((each for each in ("failed", "skipped") if each in statuses), "succeeded")
+        if all(member.startswith(f"{step_id}[") for member in members):
+            return {"status": worst, "outputs": [result["outputs"] for result in members.values()]}
+        start = len(step_id) + 1
+        return {"status": worst, "outputs": {member[start:]: result["outputs"] for member, result in members.items()}}
+
+    def view(self, prefix: str) -> Mapping[str, Any]:
+        """The `steps` of a set's expressions: ids without the prefix."""
+        return _View(self, prefix)
+
+
+class _View(Mapping[str, Any]):
+    def __init__(self, values: RunValues, prefix: str) -> None:
+        self._values = values
+        self._prefix = prefix
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values.result(self._prefix + key)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str)
+
+    def __iter__(self) -> Iterator[str]:
+        raise Unknown
+
+    def __len__(self) -> int:
+        raise Unknown
+
+
+@dataclass(slots=True)
+class StepResult:
+    """How a step stands, as reports give it. `duration_s` is seconds, all attempts and delays together."""
+
+    id: str
+    op: str
+    status: StepStatus
+    attempts: int = 0
+    duration_s: float = 0.0
+    outputs: Mapping[str, Any] | None = None
+    error: QuantumError | None = None
+
+    @classmethod
+    def of(cls, record: StepRecord) -> StepResult:
+        """From the journal."""
+        error = None
+        if record.error is not None:
+            error = RecordedError(record.error["message"], hint=record.error["hint"], kind=record.error["type"])
+        status = StepStatus(record.status)
+        return cls(record.id, record.op, status, record.attempts, record.duration, record.outputs, error)
+
+    def record(self) -> StepRecord:
+        """For the journal."""
+        return StepRecord(
+            self.id,
+            self.op,
+            self.status.value,
+            self.attempts,
+            self.duration_s,
+            self.outputs,
+            None if self.error is None else error_json(self.error),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For reports."""
+        return {
+            "id": self.id,
+            "op": self.op,
+            "status": self.status.value,
+            "attempts": self.attempts,
+            "duration_s": round(self.duration_s, 4),
+            "outputs": None if self.outputs is None else dict(self.outputs),
+            "error": None if self.error is None else error_json(self.error),
+        }
+
+
+class RecordedError(QuantumError):
+    """An error of an earlier process, read back from the journal."""
+
+    def __init__(self, message: str, *, hint: str, kind: str) -> None:
+        super().__init__(message, hint=hint)
+        self._kind = kind
+
+    @property
+    def kind(self) -> str:
+        """The name that it had."""
+        return self._kind
+
+
+def error_json(error: QuantumError) -> dict[str, str]:
+    """An error as the public JSON gives it."""
+    return {"type": error.kind, "message": error.message, "hint": error.hint}
+
+
+class EventKind(StrEnum):
+    """What a run tells whoever watches it."""
+
+    RUN_STARTED = "run_started"
+    STEP_STARTED = "step_started"
+    STEP_RETRIED = "step_retried"
+    STEP_FINISHED = "step_finished"
+    LOG = "log"
+    AWAITING_APPROVAL = "awaiting_approval"
+    ROLLING_BACK = "rolling_back"
+    RUN_FINISHED = "run_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """One thing that happened in a run; `duration_s` is seconds."""
+
+    kind: EventKind
+    step: str = ""
+    op: str = ""
+    message: str = ""
+    status: StepStatus | None = None
+    duration_s: float = 0.0

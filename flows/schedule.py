@@ -1,0 +1,104 @@
+"""Which steps to start next: a ready queue by critical path, bounded by a number of places and by named resources.
+
+A step is ready when everything it waits for has ended; among the ready ones, the one with the longest remaining path
+starts first, and linear order breaks ties.
+
+Pure: no clock, no threads, no Prefect. Whoever runs the steps calls `take` and `finish`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from quantum_orchestrator.flows.plan import Graph, Step
+
+Seconds = float
+
+
+@dataclass(slots=True, order=True)
+class _Ready:
+    priority: tuple[float, int]
+    step: Step = field(compare=False)
+
+
+class ReadyQueue:
+    """The steps of one graph that have not started, and what each waits for."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        parallel: int,
+        capacity: Mapping[str, float] | None = None,
+        duration_of: Callable[[Step], Seconds] = lambda _step: 1.0,
+    ) -> None:
+        """`capacity` limits named resources; one that is not named is free. `duration_of` gives estimates."""
+        self._graph = graph
+        self._parallel = parallel
+        self._capacity = dict(capacity or {})
+        self._ready: list[_Ready] = []
+        self._running: dict[str, Step] = {}
+        self._limit = len(graph.steps)
+        self._waiting = {step.id: len(graph.predecessors[step.id]) for step in graph.steps}
+        self._remaining = _longest_paths(graph, duration_of)
+        for step in graph.steps:
+            if not self._waiting[step.id]:
+                self._make_ready(step)
+
+    def take(self) -> list[Step]:
+        """Steps to start now. Each must be given back by `finish`."""
+        taken: list[Step] = []
+        passed: list[_Ready] = []
+        while self._ready and len(self._running) < self._parallel:
+            ready = heapq.heappop(self._ready)
+            if self._graph.position[ready.step.id] >= self._limit:
+                continue
+            if self._fits(ready.step):
+                self._running[ready.step.id] = ready.step
+                taken.append(ready.step)
+            else:
+                passed.append(ready)
+        for each in passed:
+            heapq.heappush(self._ready, each)
+        return taken
+
+    def finish(self, step_id: str) -> None:
+        """A step has ended, however: what waited for it alone is ready now."""
+        del self._running[step_id]
+        for after in self._graph.successors[step_id]:
+            self._waiting[after] -= 1
+            if not self._waiting[after]:
+                self._make_ready(self._graph.steps[self._graph.position[after]])
+
+    def stop_after(self, step_id: str) -> None:
+        """Start nothing more that comes after this step, one by one; what comes before it may still start."""
+        self._limit = min(self._limit, self._graph.position[step_id])
+
+    def stop(self) -> None:
+        """Start nothing more."""
+        self._limit = 0
+
+    def _make_ready(self, step: Step) -> None:
+        priority = (-self._remaining[step.id], self._graph.position[step.id])
+        heapq.heappush(self._ready, _Ready(priority, step))
+
+    def _fits(self, step: Step) -> bool:
+        """Whether the resources that it asks for are free; one that asks for more than there is runs alone."""
+        for name, amount in step.instruction.resources.items():
+            if name not in self._capacity:
+                continue
+            used = sum(each.instruction.resources.get(name, 0.0) for each in self._running.values())
+            if used and used + amount > self._capacity[name]:
+                return False
+        return True
+
+
+def _longest_paths(graph: Graph, duration_of: Callable[[Step], Seconds]) -> dict[str, Seconds]:
+    """For each step, the time from its start to the end of the last step that waits for it."""
+    remaining: dict[str, Seconds] = {}
+    for step in reversed(graph.steps):  # every edge points forwards
+        after = max((remaining[each] for each in graph.successors[step.id]), default=0.0)
+        remaining[step.id] = after + duration_of(step)
+    return remaining

@@ -1,0 +1,97 @@
+"""One instruction as a Prefect task: named, retried, timed out, cached and drawn by Prefect, in Prefect's way.
+
+The task's function is asynchronous and runs in the flow's own loop; the operation itself runs in a thread of the
+engine. Retries, their delays and the time-out are Prefect's. Results are JSON that carries no classes: no pickle is
+ever read. The cache key is ours (run, step, parameters): Prefect's default would mix up equal inputs of two steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from prefect import Task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.serializers import JSONSerializer
+from prefect.states import Cancelled
+
+from quantum_orchestrator.blocks.errors import Interrupted
+
+Attempt = Callable[[], Awaitable[Mapping[str, Any]]]
+
+RESULTS = JSONSerializer(object_encoder=None, object_decoder=None)
+
+
+@dataclass
+class StepKey(CachePolicy):
+    """The cache key is the text that the task was made with."""
+
+    key: str = ""
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **_keywords: Any,
+    ) -> str | None:
+        """See CachePolicy."""
+        return self.key
+
+
+def cache_key(run_id: str, step_id: str, parameters: Mapping[str, Any]) -> str:
+    """The key of a step's result: the same in every process that works on the run."""
+    identity = json.dumps([run_id, step_id, parameters], sort_keys=True, default=repr)
+    return f"qo-{hashlib.sha256(identity.encode()).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What an instruction says of its task. Times are seconds."""
+
+    operation: str
+    step_id: str
+    key: str
+    description: str = ""
+    retries: int = 0
+    retry_delays: float | Sequence[float] = 0.0
+    timeout: float | None = None
+    tags: Sequence[str] = ()
+    reuse: bool = False
+    """The journal holds the step's outputs: Prefect may take its own result instead of running it."""
+
+
+async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[State[Any]]) -> State[Any]:
+    """Run one step as a task run of the flow run that this is called in; `after` draws the edges to it.
+
+    The state is final; its exception is what the last attempt raised. An interrupted step's state is Cancelled.
+    """
+
+    async def step() -> Any:
+        try:
+            return dict(await attempt())
+        except Interrupted:
+            return Cancelled(message="the run was interrupted")
+
+    delays = options.retry_delays if isinstance(options.retry_delays, int | float) else list(options.retry_delays)
+    task: Task[[], Any] = Task(
+        step,
+        name=options.operation,
+        description=options.description or None,
+        tags=options.tags or None,
+        task_run_name=lambda: options.step_id,
+        retries=options.retries,
+        retry_delay_seconds=delays,
+        timeout_seconds=options.timeout,
+        persist_result=True,
+        result_serializer=RESULTS,
+        cache_policy=StepKey(key=options.key),
+        refresh_cache=not options.reuse,
+    )
+    running = task(return_state=True, wait_for=list(after))
+    return await cast("Awaitable[State[Any]]", running)  # the task is asynchronous

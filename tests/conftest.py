@@ -1,0 +1,40 @@
+"""Every test runs as a user of its own: an empty home, its own state folder, git that knows nothing of the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports Prefect: it reads its settings once.
+for _name in [name for name in os.environ if name.startswith(("PREFECT_", "QO_", "GIT_", "ANTHROPIC_"))]:
+    del os.environ[_name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home with a git identity, and a state folder in it."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".gitconfig").write_text("[user]\n\tname = Ada Test\n\temail = ada@example.org\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("XDG_STATE_HOME", str(home / "state"))
+        patch.setenv("QO_HOME", str(home / "qo"))
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        yield home
+
+
+@pytest.fixture(scope="session")
+def prefect_server(user: Path) -> Iterator[str]:
+    """The API address of a real Prefect server, the product's own, for every test that runs sets."""
+    from quantum_orchestrator.blocks.home import home
+    from quantum_orchestrator.deployments import server
+
+    connection = server.ensure(home())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.client_environment(connection).items():
+            patch.setenv(name, value)
+        yield connection.api_url
+    server.stop(home())
