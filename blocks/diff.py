@@ -88,7 +88,8 @@ def render(changes: Sequence[Change], content_of: ContentOf, *, context: int = 3
     """The changes as a git patch, with `context` unchanged lines around each hunk.
 
     `content_of` gives a file's bytes by their SHA-256. Without a change that git can express the result has comment
-    lines at most, which `git apply` refuses as empty. Encode the result as UTF-8.
+    lines at most, which `git apply` refuses as empty. Without context, git needs `--unidiff-zero`, and cannot always
+    tell which of several equal lines is meant. Encode the result as UTF-8.
     """
     return "".join(part for change in changes for part in _change(change, content_of, context))
 

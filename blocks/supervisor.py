@@ -35,7 +35,7 @@ from collections.abc import Collection
 from types import FrameType
 from typing import NoReturn, TypedDict
 
-GRACE = 0.5
+GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
 PATIENCE = 5.0
 """Seconds of SIGKILL after which what still lives is reported instead: it is another user's, or stuck in the kernel."""
@@ -281,12 +281,15 @@ def _end_all() -> list[int]:
     """End every descendant: ask first, then SIGKILL. Returns those that could not be ended."""
     if not _has_children():
         return []
-    for pid in _descendants():
-        _signal(pid, signal.SIGTERM)
-        _signal(pid, signal.SIGCONT)  # a stopped process cannot answer
+    asked: set[int] = set()
     deadline = time.monotonic() + GRACE
     while _has_children() and time.monotonic() < deadline:
-        time.sleep(0.002)
+        for pid in _descendants():
+            if pid not in asked:  # also what was forked while the others were asked
+                _signal(pid, signal.SIGTERM)
+                _signal(pid, signal.SIGCONT)  # a stopped process cannot answer
+                asked.add(pid)
+        time.sleep(0.005)
         _reap()
     return _kill_all() if _has_children() else []
 

@@ -120,7 +120,7 @@ class Instruction(BaseModel):
     )
     retries: int = Field(default=0, ge=0, description="Further attempts after a failure; each failed one is undone")
     retry_delay: Duration | list[Duration] = Field(
-        default=0, description="Time before a further attempt; a list gives one for each, the last one repeats"
+        default=0.0, description="Time before a further attempt; a list gives one for each, the last one repeats"
     )
     timeout: Duration | None = Field(default=None, description='Time that one attempt may take: seconds, or "5m"')
     reads: list[Glob] | None = Field(

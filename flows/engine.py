@@ -22,14 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from quantum_orchestrator.blocks.errors import Interrupted, NeedsAttention, OperationError, QuantumError
-from quantum_orchestrator.blocks.journal import RunRecord, StepRecord
+from quantum_orchestrator.blocks.errors import Interrupted, NeedsAttention, OperationError, QuantumError, TimedOut
+from quantum_orchestrator.blocks.journal import RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.repository import Repository
 from quantum_orchestrator.blocks.sandbox import Processes
 from quantum_orchestrator.blocks.tree import Overlay
 from quantum_orchestrator.blocks.workspace import GIT, Workspace
 from quantum_orchestrator.flows.document import ErrorHandler, InstructionSet, OnFailure, Trust
+from quantum_orchestrator.flows.expressions import Scope
 from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
@@ -256,8 +257,7 @@ class Run:
             return
         started = time.monotonic()
         try:
-            scope = values_of(step, self._values.view(step.scope.prefix), self._values_of_run)
-            if not is_wanted(step, scope):
+            if not is_wanted(step, self._scope(step)):
                 self._end(step, StepResult(step.id, step.instruction.op, StepStatus.SKIPPED))
                 return
             await self._run_wanted(step, after, started)
@@ -265,6 +265,9 @@ class Run:
             error = _as_error(problem)
             self._fail(step, error, started)
             await self._handle(step, error)
+
+    def _scope(self, step: Step) -> Scope:
+        return values_of(step, self._values.view(step.scope.prefix), self._values_of_run)
 
     async def _run_wanted(self, step: Step, after: list[str], started: float) -> None:
         if step.deferred_expansion:
@@ -342,7 +345,7 @@ class Run:
             raise
 
     def _perform(self, step: Step, token: CancelToken) -> Outputs:
-        scope = values_of(step, self._values.view(step.scope.prefix), self._values_of_run)
+        scope = self._scope(step)
         effects = effects_of(step, scope)
         context = self._context(step, token)
         operation = registry.get(step.instruction.op)
@@ -391,15 +394,18 @@ class Run:
             self._values.groups.update(expansion.groups)
             self._end(step, StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED))
             return
-        tries = step.instruction.retries if step.instruction.op == "call" else 0
-        for number in range(tries + 1):
+        if step.is_list:
+            await self._run_inner(step, step.id, expansion)
+            return
+        for number in range(step.instruction.retries + 1):
             try:
-                await self._run_inner(step, step.id, expansion)
+                async with asyncio.timeout(step.instruction.timeout):
+                    await self._run_inner(step, step.id, expansion)
                 return
-            except StepFailed as failed:
+            except (StepFailed, TimeoutError) as problem:
                 await self._undo_inner(expansion)
-                if number == tries:
-                    raise OperationError(str(failed), hint=failed.error.hint) from failed
+                if number == step.instruction.retries:
+                    raise _call_failed(step, problem) from problem
                 await asyncio.sleep(_delay(step, number))
 
     async def _run_inner(self, step: Step, name: str, expansion: Expansion) -> None:
@@ -409,7 +415,14 @@ class Run:
 
     async def _undo_inner(self, expansion: Expansion) -> None:
         for inner in reversed(expansion.steps):
-            await asyncio.to_thread(self.workspace.undo, self.id, inner.id)
+            await self._take_back(inner)
+
+    async def _take_back(self, step: Step) -> None:
+        """Undo a step and all that it became, as if it had not run."""
+        for step_id in [*self._all_inside(step.id), step.id]:
+            await asyncio.to_thread(self.workspace.undo, self.id, step_id)
+            if self.results.pop(step_id, None) is not None:
+                self.journal.set_step_status(self.id, step_id, StepStatus.PENDING.value)
 
     # Failure.
 
@@ -441,11 +454,7 @@ class Run:
         place = self._place_of(failed.id)
         ahead = [step for step in self.graph.steps if self.graph.position[step.id] > place]
         for step in reversed(ahead):
-            for step_id in [*self._all_inside(step.id), step.id]:
-                await asyncio.to_thread(self.workspace.undo, self.id, step_id)
-                if self.results.pop(step_id, None) is not None:
-                    skipped = StepRecord(step_id, step.instruction.op, StepStatus.PENDING)
-                    self.journal.record_step(self.id, skipped)
+            await self._take_back(step)
 
     def _place_of(self, step_id: str) -> int:
         """The place of a step, or of the step of the set's own graph that it is inside of."""
@@ -499,8 +508,7 @@ class Run:
             return
         decision = self._decisions.get(step.id)
         if decision is None:
-            scope = values_of(step, self._values.view(step.scope.prefix), self._values_of_run)
-            message = str(getattr(resolved_parameters(step, scope), "message", ""))
+            message = str(getattr(resolved_parameters(step, self._scope(step)), "message", ""))
             decision = await self._ask(step, message)
             if decision is None:
                 self.observe(RunEvent(EventKind.AWAITING_APPROVAL, step.id, "approval", message))
@@ -530,6 +538,12 @@ class Run:
     def _set(self, step: Step, result: StepResult) -> None:
         self.results[step.id] = result
         self._values.set(step.id, result.status, result.outputs or {})
+
+
+def _call_failed(step: Step, problem: StepFailed | TimeoutError) -> OperationError:
+    if isinstance(problem, StepFailed):
+        return OperationError(str(problem), hint=problem.error.hint)
+    return TimedOut(f"took longer than {step.instruction.timeout:g} s; all that it had started was ended")
 
 
 def _delay(step: Step, number: int) -> float:

@@ -375,8 +375,9 @@ def as_text(value: Any) -> str:
 def label_of(path: Path) -> str:
     """A look-up as an expression spells it."""
     label = str(path[0])
-    for key in path[1:]:
-        plain = isinstance(key, str) and re.fullmatch(r"[A-Za-z_][\w-]*", key, re.ASCII)
+    for depth, key in enumerate(path[1:]):
+        is_step = depth == 0 and path[0] == "steps"
+        plain = isinstance(key, str) and re.fullmatch(r"[\w-]+" if is_step else r"[A-Za-z_]\w*", key, re.ASCII)
         label += f".{key}" if plain else f"[{key!r}]"
     return label
 

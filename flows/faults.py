@@ -104,12 +104,17 @@ class Faults:
 
         With `at_key` it is shown where the value's key stands, with `offset` at that character of the text there.
         """
-        if len(self._found) < MOST_FAULTS:
+        if not self.full:
             self._found[_Found(pointer, message, hint, at_key, offset)] = None
 
     def add_all(self, faults: Iterable[Fault]) -> None:
         """Note faults of another file."""
         self._others.extend(faults)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are so many that more would not be listed."""
+        return len(self._found) >= MOST_FAULTS
 
     def __bool__(self) -> bool:
         return bool(self._found or self._others)
@@ -127,9 +132,9 @@ class Faults:
         faults = [
             Fault(self.file, *places.line_column(rank), each.pointer, each.message, each.hint) for rank, each in ranked
         ]
-        if len(self._found) >= MOST_FAULTS:
+        if self.full:
             last = faults[-1]
-            more = f"there are more than {MOST_FAULTS} faults; the others are not listed"
+            more = f"there are {MOST_FAULTS} faults or more; the others are not listed"
             faults.append(Fault(self.file, last.line, last.column, "", more, "mend these first"))
         return faults + self._others
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,6 +26,8 @@ from quantum_orchestrator.flows.reading import Raw
 from quantum_orchestrator.flows.wording import Problem
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import AnyOperation
+
+Model = TypeVar("Model", bound=BaseModel)
 
 CALL = "call"
 EVALUATED = ("with", "when", "for_each")
@@ -99,12 +101,13 @@ class SetJudge:
         self.shared = shared
         self.untrusted = around.trust is Trust.UNTRUSTED or raw.get("trust") == Trust.UNTRUSTED
         self.around = replace(around, trust=Trust.UNTRUSTED) if self.untrusted else around
-        self.shape_is_known_good = _fits(InstructionSet, {k: v for k, v in raw.items() if k != "$schema"})
+        self.model = _model_of(InstructionSet, {key: value for key, value in raw.items() if key != "$schema"})
+        """The document as a model; None where its shape is wrong."""
 
     def judge(self) -> None:
         """Note every fault."""
         raw = self.raw
-        if not self.shape_is_known_good or "$schema" in raw:
+        if self.model is None or "$schema" in raw:
             self._explain(schema.set_validator().iter_errors(raw), InstructionSet, raw)
         self._workspace()
         self._inputs()
@@ -114,9 +117,10 @@ class SetJudge:
             self.faults.add(self._at("secrets"), "an untrusted set gets no secrets", hint=hint, at_key=True)
         visible = Visible({}, _names(raw, "inputs"), _names(raw, "env"), _names(raw, "secrets"))
         self._list(raw.get("instructions"), self._at("instructions"), visible)
-        trust = Trust.UNTRUSTED.value if self.untrusted else raw.get("trust", Trust.TRUSTED.value)
-        completed = {key: value for key, value in raw.items() if key != "$schema"}
-        self.shared.completions.append((raw, {**completed, "trust": trust}))
+        if "$schema" in raw or (self.untrusted and raw.get("trust") != Trust.UNTRUSTED):
+            completed = {key: value for key, value in raw.items() if key != "$schema"}
+            trust = {"trust": Trust.UNTRUSTED.value} if self.untrusted else {}
+            self.shared.completions.append((raw, {**completed, **trust}))
 
     def _at(self, *names: str | int) -> str:
         return self.pointer + pointer_of(names)
@@ -189,17 +193,19 @@ class SetJudge:
         visible = replace(outer, steps={**outer.steps, **own})
         edges: dict[str, set[str]] = {}
         for index, each in enumerate(raw):
+            if self.faults.full:
+                return
             place = f"{pointer}/{index}"
             if not isinstance(each, dict):
                 self.faults.add(place, f"expected an object, found {described(each)}")
                 continue
             waits = self._instruction(each, place, visible, own)
-            edges.setdefault(str(each.get("id")), set()).update(waits & own.keys())
+            edges.setdefault(str(each.get("id")), set()).update(each for each in waits if each in own)
         self._cycles(edges, {str(each.get("id")): n for n, each in enumerate(raw) if isinstance(each, dict)}, pointer)
 
     def _instruction(self, raw: Raw, pointer: str, visible: Visible, own: Mapping[str, Raw]) -> set[str]:
         """Judge one instruction. Gives the ids of what it waits for."""
-        if not self.shape_is_known_good and not _fits(Instruction, raw):
+        if self.model is None and _model_of(Instruction, raw) is None:
             shallow = {**raw, **_without_inner(raw)}
             self._explain(schema.instruction_validator().iter_errors(shallow), Instruction, shallow, pointer)
         operation = self._operation(raw.get("op"), pointer)
@@ -331,7 +337,8 @@ class SetJudge:
 
     def _must_be_lone(self, text: str, pointer: str) -> None:
         parts = [part for _, part in expressions.find(text)]
-        if len(parts) > 1 and text.startswith("${{") and not any(isinstance(each, ExpressionError) for each in parts):
+        looks_lone = text.startswith("${{") and text.endswith("}}")  # if not, its shape is a fault already
+        if looks_lone and len(parts) > 1 and not any(isinstance(each, ExpressionError) for each in parts):
             message = f"expected one expression and nothing around it, found {described(text)}"
             self.faults.add(pointer, message, hint="join conditions inside of it: ${{ a and b }}")
 
@@ -349,7 +356,7 @@ class SetJudge:
     def _misnamed(self, names: Names, visible: Visible) -> Iterator[tuple[str, str]]:
         """What an expression refers to and is not there, with the nearest thing that is."""
         near = self.faults.nearest
-        for name in sorted(names.steps - visible.steps.keys()):
+        for name in sorted(each for each in names.steps if each not in visible.steps):
             yield f"there is no step {shown(name)}", near(name, visible.steps)
         for name in sorted(names.inputs - visible.inputs):
             yield f"input {shown(name)} is not declared", near(name, visible.inputs) or "declare it in `inputs`"
@@ -503,21 +510,28 @@ def judge(raw: Raw, faults: Faults, folder: Path | None, trust: Trust, path: Pat
     """The set that a document is, called files read in. Raises InvalidSet with every fault."""
     shared = Shared()
     around = Surroundings(folder, trust, (path,) if path else ())
-    SetJudge(raw, "", faults, around, shared).judge()
+    judged = SetJudge(raw, "", faults, around, shared)
+    judged.judge()
     if faults:
         raise InvalidSet(faults.placed())
+    if judged.model is not None and not shared.completions:
+        return judged.model
     for part, completed in shared.completions:
         part.clear()
         part.update(completed)
-    return InstructionSet.model_validate(raw)
-
-
-def _fits(model: type[BaseModel], raw: object) -> bool:
     try:
-        model.model_validate(raw)
+        return InstructionSet.model_validate(raw)
+    except ValidationError as error:  # nothing that the models refuse may leave here, whatever was overlooked above
+        for each in wording.explain_model(error, raw):
+            faults.add(pointer_of(each.parts), each.message)
+        raise InvalidSet(faults.placed()) from error
+
+
+def _model_of(model: type[Model], raw: object) -> Model | None:
+    try:
+        return model.model_validate(raw)
     except ValidationError:
-        return False
-    return True
+        return None
 
 
 def _operation_named(name: object) -> AnyOperation | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from quantum_orchestrator.blocks.errors import InvalidInput
+from quantum_orchestrator.blocks.errors import InvalidInput, OperationError
 from quantum_orchestrator.blocks.tree import ROOT, join
 from quantum_orchestrator.flows import expressions
 from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Order
@@ -82,9 +82,16 @@ class Step:
     instruction: Instruction
     scope: SetScope
     item: Any = MISSING
+    is_round: bool = False
+    """It is one round of its instruction's `for_each`."""
     deferred_expansion: bool = False
     inherited: tuple[tuple[str, Reason], ...] = ()
     """Ids that the calls around it wait for."""
+
+    @property
+    def is_list(self) -> bool:
+        """It stands for all rounds of a `for_each`; `when`, `retries` and `on_error` are each round's."""
+        return self.instruction.for_each is not None and not self.is_round
 
     def waits_for(self) -> Iterator[tuple[str, Reason]]:
         """The ids that it names, each with why; an id may be a group's."""
@@ -159,8 +166,11 @@ def expand(document: InstructionSet, inputs: Mapping[str, Any]) -> Expansion:
 def expand_step(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any]) -> Expansion:
     """What a step with `deferred_expansion` becomes now that its values are known."""
     expansion = Expansion()
-    for part in _rounds(step, values_of(step, steps, run)):
-        _expand_call(part, values_of(part, steps, run), expansion)
+    step = replace(step, deferred_expansion=False)
+    if step.is_list:
+        _expand_list(step, steps, run, expansion)
+    else:
+        _expand_call(step, values_of(step, steps, run), expansion)
     return expansion
 
 
@@ -176,46 +186,42 @@ def handler_steps(step: Step, handler: ErrorHandler) -> Expansion:
 
 
 def _expand(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any] | None, expansion: Expansion) -> None:
-    instruction = step.instruction
-    if instruction.for_each is None and instruction.op != "call":
-        expansion.steps.append(step)
-        return
+    inner = Expansion()
     try:
-        if _has_own_outcome(instruction):
-            raise Unknown
-        rounds = _rounds(step, values_of(step, steps, run))
-        inner = Expansion()
-        for part in rounds:
-            _expand_call(part, values_of(part, steps, run), inner)
+        if step.is_list:
+            _expand_list(step, steps, run, inner)
+        elif step.instruction.op == "call":
+            _expand_call(_one_that_cannot_fail_alone(step), values_of(step, steps, run), inner)
+        else:
+            inner.steps.append(step)
     except Unknown:
         expansion.steps.append(replace(step, deferred_expansion=True))
         return
     expansion.steps += inner.steps
     expansion.groups.update(inner.groups)
-    if instruction.for_each is not None:
-        expansion.groups[step.id] = [part.id for part in rounds]
 
 
-def _has_own_outcome(instruction: Instruction) -> bool:
-    """Whether a call must stay one step until it runs: it may be skipped, fail or be tried again as a whole."""
-    whole = instruction.when is not None or instruction.on_error != "fail" or instruction.timeout is not None
-    return instruction.op == "call" and (whole or bool(instruction.retries) or instruction.undo is not None)
+def _one_that_cannot_fail_alone(step: Step) -> Step:
+    """A call that may be skipped, fail or be tried again as a whole stays one step until it runs: raises Unknown."""
+    call = step.instruction
+    has_own_outcome = call.when is not None or call.on_error != "fail" or call.timeout is not None
+    if has_own_outcome or call.retries or call.undo is not None:
+        raise Unknown
+    return step
 
 
-def _rounds(step: Step, scope: Scope) -> list[Step]:
-    if step.instruction.for_each is None:
-        return [step]
-    items = expressions.evaluate(step.instruction.for_each, scope)
+def _expand_list(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any] | None, expansion: Expansion) -> None:
+    items = expressions.evaluate(step.instruction.for_each, values_of(step, steps, run))
     if not isinstance(items, Sequence) or isinstance(items, str):
         found = type(items).__name__
-        raise InvalidInput(f"{step.id}: for_each needs a list, and its expression gave a value of type {found}")
-    return [replace(step, id=f"{step.id}[{number}]", item=item) for number, item in enumerate(items)]
+        raise OperationError(f"{step.id}: for_each needs a list, and its expression gave a value of type {found}")
+    rounds = [replace(step, id=f"{step.id}[{number}]", item=item, is_round=True) for number, item in enumerate(items)]
+    for one in rounds:
+        _expand(one, steps, run, expansion)
+    expansion.groups[step.id] = [one.id for one in rounds]
 
 
 def _expand_call(step: Step, scope: Scope, expansion: Expansion) -> None:
-    if step.instruction.op != "call":
-        expansion.steps.append(step)
-        return
     called = InstructionSet.model_validate(step.instruction.parameters["set"])
     given = expressions.evaluate(step.instruction.parameters.get("inputs", {}), scope)
     inner = SetScope(step.id + "/", called, resolve_inputs(called, given))
@@ -276,10 +282,8 @@ def _own_effects(step: Step, scope: Scope) -> Effects:
 
 def _effects_of_expansion(step: Step) -> Effects:
     """What a step that will become several may touch, whatever the values will be."""
-    instruction = step.instruction
-    one = step if instruction.for_each is None else replace(step, item=UNKNOWN)
-    if instruction.op != "call":
-        one = replace(one, deferred_expansion=False)
+    one = replace(step, deferred_expansion=False, is_round=True, item=UNKNOWN if step.is_list else step.item)
+    if step.instruction.op != "call":
         return _own_effects(one, values_of(one))
     inner = Expansion()
     try:

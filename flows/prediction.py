@@ -173,7 +173,7 @@ class _DryRun:
 def is_wanted(step: Step, scope: expressions.Scope) -> bool:
     """Whether the step's `when` holds. Raises OperationError where it is no boolean."""
     condition = step.instruction.when
-    if condition is None:
+    if condition is None or step.is_list:
         return True
     value = expressions.evaluate(condition, scope)
     if not isinstance(value, bool):

@@ -94,6 +94,7 @@ class _Notes:
         value = float(text)
         if not math.isfinite(value):
             self.numbers.add(text)
+            return 0.0
         return value
 
     def whole(self, text: str) -> int:

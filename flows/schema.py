@@ -244,13 +244,12 @@ class OperationSchema:
 
         What an expression gave for a text becomes text. Raises OperationError with every problem, and PathRefused.
         """
+        for _, path, kind in self.paths.find(values):
+            check_path(path, folder=kind != "workspace-path")
         try:
-            parameters = self._validated(dict(values))
+            return self._validated(dict(values))
         except ValidationError as error:
             raise self._refused(error, values) from error
-        for _, path, kind in self.paths.find(parameters.model_dump(mode="json", by_alias=True)):
-            check_path(path, folder=kind != "workspace-path")
-        return parameters
 
     def _validated(self, values: dict[str, Any]) -> Parameters:
         try:

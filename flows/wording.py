@@ -59,7 +59,13 @@ class Problem:
 def explain(errors: Iterable[ValidationError], near: Nearest) -> list[Problem]:
     """The problems that these errors are about, each once. `near` finds the nearest right name."""
     found: dict[Problem, None] = {}
+    settled: set[Parts] = set()  # one thing said about a number or a text is enough
     for error in errors:
+        parts = tuple(error.path)
+        if parts in settled:
+            continue
+        if not isinstance(error.instance, dict | list):
+            settled.add(parts)
         for problem in _explain(error, (), near):
             found[problem] = None
     return list(found)

@@ -25,7 +25,13 @@ def delete(files: Overlay, path: str, *, recursive: bool) -> None:
         for each in below(files, path):
             _refuse_git(each)
             _refuse_special(files, each)
-    files.delete(path)
+    remove(files, path)
+
+
+def remove(files: Overlay, path: str) -> None:
+    """Delete what is at `path`, whatever it is: what is in a folder before the folder, however deep it is."""
+    for each in reversed([path, *_inside(files, path)]):
+        files.delete(each)
 
 
 def copy(files: Overlay, source: str, destination: str, *, overwrite: bool) -> None:

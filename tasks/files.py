@@ -427,7 +427,7 @@ class FileMove(Operation[TransferParameters, Nothing]):
         source, files = parameters.source, context.files
         expect(files, source, parameters.expect_sha256)
         file_trees.copy(files, source, parameters.destination, overwrite=parameters.overwrite)
-        files.delete(source)
+        file_trees.remove(files, source)
         return Nothing()
 
 

@@ -42,14 +42,16 @@ from quantum_orchestrator.tasks.operation import (
     operation,
 )
 
-_AUTHOR = re.compile(r"\s*([^<>\n]*[^<>\s])\s*<([^<>\s]+)>\s*")
+_AUTHOR = re.compile(r"([^<>\x00-\x1f]*[^<>\s\x00-\x1f]) *<([^<>\s\x00-\x1f]+)>")
 
 
 class Author(Parameters):
     """Who writes a commit."""
 
-    name: str = Field(min_length=1, pattern=r"^[^<>\n\0]*[^<>\s\0][^<>\n\0]*$", description="The name.")
-    email: str = Field(min_length=1, pattern=r"^[^<>\s\0]+$", description="The mail address.")
+    name: str = Field(
+        min_length=1, pattern=r"^[^<>\x00-\x1f]*[^<>\s\x00-\x1f][^<>\x00-\x1f]*$", description="The name."
+    )
+    email: str = Field(min_length=1, pattern=r"^[^<>\s\x00-\x1f]+$", description="The mail address.")
 
 
 class Authored(Parameters):
@@ -67,7 +69,7 @@ class Authored(Parameters):
             return None
         if isinstance(self.author, Author):
             return Person(self.author.name, self.author.email)
-        parts = _AUTHOR.fullmatch(self.author)
+        parts = _AUTHOR.fullmatch(self.author.strip())
         if parts is None:
             raise OperationError(f"{self.author!r} is no author", hint='write it as "Name <mail@example.org>"')
         return Person(parts[1], parts[2])
@@ -554,7 +556,7 @@ class Merge(Operation[MergeParameters, MergeOutputs]):
         options = ["--quiet", "--no-edit", "--no-verify", "--no-gpg-sign", "--no-stat", "--no-squash", "--commit"]
         options += ["--no-autostash", "--strategy=ort", "--no-ff" if parameters.no_ff else "--ff"]
         if parameters.message is not None:
-            options += ["-m", parameters.message]
+            options += ["-m", _passable(parameters.message)]
         _or_clean_up(commands, "merge", (*options, "--", parameters.ref), author)
         commit = commands.resolve("HEAD")
         result: Literal["merged", "fast-forward", "up-to-date"] = "merged"
@@ -593,6 +595,12 @@ class Revert(Operation[RevertParameters, CommitOutputs]):
         return CommitOutputs(commit=commands.resolve("HEAD"))
 
 
+def _passable(message: str) -> str:
+    if "\0" in message:
+        raise OperationError("the commit message holds a NUL character")
+    return message.encode(errors="replace").decode()
+
+
 def _or_clean_up(commands: Commands, verb: str, arguments: Sequence[str], author: Person | None) -> None:
     """Run a merge or a revert; whatever ends it early, nothing of it stays."""
     try:
@@ -601,6 +609,7 @@ def _or_clean_up(commands: Commands, verb: str, arguments: Sequence[str], author
         unmerged = commands.run("diff", "--name-only", "--diff-filter=U", "-z", *PLAIN_DIFF, reads=True).fields
         if commands.in_the_middle_of():
             commands.run(verb, "--abort")
+        (commands.repository.folder / "AUTO_MERGE").unlink(missing_ok=True)  # git forgets it when it refuses to start
         if unmerged:
             raise OperationError(
                 f"the {verb} has conflicts in {', '.join(map(shown, unmerged))}; nothing was changed",

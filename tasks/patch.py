@@ -148,7 +148,7 @@ def _fits(lines: list[bytes], hunk: Hunk, at: int, done: int) -> bool:
 def _misfit(path: str, lines: list[bytes], hunk: Hunk, stated: int, others: list[int]) -> OperationError:
     what = f"{path}: hunk {hunk.number} (line {hunk.patch_line} of the patch) does not apply"
     if others:
-        places = listed([at + 1 for at in others])
+        places = listed([at + 1 for at in others], len(others))
         hint = "correct the line number in its header, or give it more lines of context"
         return OperationError(f"{what}: its lines are not at line {stated + 1}, but at {places}", hint=hint)
     for offset, expected in enumerate(hunk.old):
@@ -398,28 +398,34 @@ class _Reader:
         header, start_line = _HUNK.match(self.line()), self.at + 1
         if header is None:
             raise self.bad("a hunk's header is `@@ -OLD,LINES +NEW,LINES @@`")
-        old_count, new_count = (int(header[group] or 1) if header[group] != b"0" else 0 for group in (2, 4))
+        old_count, new_count = (int(header[group] or 1) for group in (2, 4))
         old: list[bytes] = []
         new: list[bytes] = []
         trailing = 0
         self.at += 1
         while len(old) < old_count or len(new) < new_count:
-            sign, line = self.hunk_line(number, (old_count, new_count), (len(old), len(new)))
+            sign, line = self.hunk_line()
+            if not sign:
+                break
             trailing = trailing + 1 if sign == b" " else 0
             old += [line] * (sign != b"+")
             new += [line] * (sign != b"-")
             self.at += 1
             self.newline_marker(sign, old, new)
-        if (len(old), len(new)) != (old_count, new_count):
-            raise self.miscounted(number, (old_count, new_count), (len(old), len(new)))
+        announced, found = (old_count, new_count), (len(old), len(new))
+        if announced != found:
+            message = "hunk {} announces {} old and {} new lines, and has {} and {}".format(number, *announced, *found)
+            hint = "context lines begin with a blank, and count on both sides"
+            raise self.bad(message, line=start_line, hint=hint)
         return Hunk(number, start_line, int(header[1]), tuple(old), tuple(new), trailing)
 
-    def hunk_line(self, number: int, announced: tuple[int, int], found: tuple[int, int]) -> tuple[bytes, bytes]:
+    def hunk_line(self) -> tuple[bytes, bytes]:
+        """The sign and the rest of a hunk's line; no sign for a line that is none."""
         line = self.line()
         if line in (b"\n", b"\r\n"):  # a context line whose lone blank an editor took off
             return b" ", line
-        if line[:1] not in (b" ", b"+", b"-") or not line:
-            raise self.miscounted(number, announced, found)
+        if line[:1] not in (b" ", b"+", b"-"):
+            return b"", b""
         return line[:1], line[1:] if line.endswith(b"\n") else line[1:] + b"\n"
 
     def newline_marker(self, sign: bytes, old: list[bytes], new: list[bytes]) -> None:
@@ -429,10 +435,6 @@ class _Reader:
         for side in ([old] if sign != b"+" else []) + ([new] if sign != b"-" else []):
             side[-1] = side[-1].removesuffix(b"\n")
         self.at += 1
-
-    def miscounted(self, number: int, announced: tuple[int, int], found: tuple[int, int]) -> BadPatch:
-        message = "hunk {} announces {} old and {} new lines, and has {} and {}".format(number, *announced, *found)
-        return self.bad(message, hint="context lines begin with a blank, and count on both sides")
 
 
 def _text(line: bytes) -> str:

@@ -1,45 +1,29 @@
 """Operations that judge Python code: formatting, linting, a score for technical debt, and tests.
 
-Formatting, linting and scoring are predictable: the tools run in a scratch folder that holds a copy of the files in
-question and of the configuration that applies to them, and what the tools changed there is written to the overlay.
-Nothing of the machine around the scratch folder has a say (no user's configuration, no cache, no global ignore file),
-so that a plan and a run give the same, here and elsewhere. The score reads no configuration at all: a project cannot
-configure its debt away. Only `quality.test` acts on the workspace itself.
+Formatting, linting and scoring are predictable: ruff runs on a copy of the files (`tasks/scratch.py`), and what it
+changed there is written to the overlay, so that a plan and a run give the same, here and elsewhere. The score reads no
+configuration at all: a project cannot configure its debt away. Only `quality.test` acts on the workspace itself.
 
-This module knows the tools' command lines and reports, and starts them through `blocks/sandbox.py` alone.
+This module knows the tools' rules and reports, and starts processes through `blocks/sandbox.py` alone.
 """
 
 from __future__ import annotations
 
 import ast
 import itertools
-import json
-import posixpath
 import tempfile
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from xml.etree import ElementTree
 
 from pydantic import Field
 
 from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.sandbox import Completed, Processes
-from quantum_orchestrator.blocks.tree import (
-    ROOT,
-    Kind,
-    Tree,
-    ancestors,
-    is_within,
-    join,
-    not_a_file,
-    not_a_folder,
-    parent,
-)
+from quantum_orchestrator.blocks.tree import ROOT, Kind, not_a_folder
 from quantum_orchestrator.tasks.operation import (
     EVERYTHING,
     Access,
@@ -51,23 +35,17 @@ from quantum_orchestrator.tasks.operation import (
     Parameters,
     operation,
 )
+from quantum_orchestrator.tasks.scratch import (
+    RuffFinding,
+    RuffLocation,
+    Scratch,
+    configuration_above,
+    listed,
+    scratch_folder,
+)
 
 if TYPE_CHECKING:
     from radon.visitors import Class, Function
-
-PYTHON_SUFFIXES = (".py", ".pyi", ".pyw", ".ipynb")
-CONFIGURATION = ("pyproject.toml", "ruff.toml", ".ruff.toml", ".editorconfig", ".gitignore", ".ignore")
-"""Files that decide, in their folder and below, how ruff works and which files it leaves alone."""
-# fmt: off
-EXCLUDED = frozenset((
-    ".bzr", ".direnv", ".eggs", ".git", ".git-rewrite", ".hg", ".ipynb_checkpoints", ".mypy_cache", ".nox",
-    ".pants.d", ".pyenv", ".pytest_cache", ".pytype", ".ruff_cache", ".svn", ".tox", ".venv", ".vscode",
-    "__pycache__", "__pypackages__", "_build", "buck-out", "build", "dist", "node_modules", "site-packages", "venv",
-))
-# fmt: on
-"""Names of folders that are not looked into unless `paths` names one: those that ruff leaves out, and caches."""
-SHOWN = 5
-"""How many findings or tests an error message names."""
 
 Paths = Annotated[
     list[FolderPath],
@@ -81,210 +59,6 @@ Paths = Annotated[
 
 def _subtrees(paths: Iterable[str]) -> tuple[Access, ...]:
     return tuple(Access(path, subtree=True) for path in paths)
-
-
-def _configuration_above(path: str) -> list[str]:
-    """Every place where configuration that applies to `path` may be, but for those below it."""
-    return [join(folder, name) for folder in (ROOT, *ancestors(path)) for name in CONFIGURATION]
-
-
-def _listed(items: Sequence[object]) -> str:
-    more = f", and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(map(str, items[:SHOWN])) + more
-
-
-# The scratch folder
-
-
-class _Scratch:
-    """A copy of a part of the workspace, in which tools may do as they like."""
-
-    def __init__(self, context: Context, folder: Path) -> None:
-        self.context = context
-        self.tree = context.files
-        self.root = folder / "workspace"
-        self.report = folder / "report.json"
-        self.home = folder / "home"
-        self.originals: dict[str, bytes] = {}
-        self.home.mkdir()
-        (self.root / ".git").mkdir(parents=True)  # ruff heeds ignore files in repositories alone, and no further up
-
-    def place(self, path: str, content: bytes) -> None:
-        place = self.root / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-        entry = self.tree.entry(path)
-        if entry is not None and entry.mode & 0o111:
-            place.chmod(0o755)  # some rules compare the mode with the first line
-
-    def add_python(self, paths: Iterable[str]) -> None:
-        """Copy the Python files at and below `paths`. Raises OperationError for one where nothing is."""
-        for path in dict.fromkeys(path for top in paths for path in _python_files(self.tree, top)):
-            self.originals[path] = self.tree.read(path)
-            self.place(path, self.originals[path])
-
-    def add_configuration(self, paths: Sequence[str], reads: Sequence[Access]) -> None:
-        """Copy the configuration that applies to `paths`, with what it extends as far as `reads` says it is read."""
-        above = (place for path in paths for place in _configuration_above(path))
-        below = (file for path in paths if self.tree.kind(path) is Kind.FOLDER for file in _files(self.tree, path))
-        waiting = [*above, *(file for file in below if PurePosixPath(file).name in CONFIGURATION)]
-        done: set[str] = set()
-        while waiting:
-            path = waiting.pop()
-            if path in done or self.tree.kind(path) is not Kind.FILE:
-                continue
-            done.add(path)
-            content = self.tree.read(path)
-            self.place(path, content)
-            waiting += _extended(path, content, reads)
-        if not any(_has_settings(self.root / name) for name in CONFIGURATION):
-            (self.root / "ruff.toml").touch()  # the end of the search, which would go on in the folders above
-
-    def add_names(self) -> None:
-        """Have all other Python files as empty ones: which packages there are decides how imports are sorted."""
-        for path in _files(self.tree, ROOT):
-            place = self.root / path
-            if path.endswith(PYTHON_SUFFIXES) and not place.exists():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.touch()
-
-    def ruff(self, command: str, *options: str, paths: Iterable[str]) -> Completed:
-        """Run it. Raises OperationError with what it says when it fails; findings are no failure."""
-        processes = self.context.processes or Processes()
-        done = processes.run(
-            [_ruff(), command, "--no-cache", *options, "--", *paths],
-            cwd=self.root,
-            env={"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home), "NO_COLOR": "1"},
-            timeout=self.context.timeout,
-            cancel=self.context.cancel,
-        )
-        said = (done.stderr if done.exit_code else done.stdout + done.stderr).decode(errors="replace")
-        lines = [line for line in said.replace(f"{self.root}/", "").splitlines() if line.strip()]
-        if done.exit_code:
-            raise _ruff_failed(command, lines, done.exit_code)
-        for line in lines:
-            self.context.log(line)
-        return done
-
-    def check(self, *options: str, paths: Iterable[str]) -> list[RuffFinding]:
-        """Run `ruff check` and return its report."""
-        outlet = ("--output-format", "json", "--output-file", str(self.report), "--exit-zero")
-        self.ruff("check", *outlet, *options, paths=paths)
-        findings: list[RuffFinding] = json.loads(self.report.read_bytes())
-        for finding in findings:
-            finding["filename"] = Path(finding["filename"]).relative_to(self.root).as_posix()
-        return findings
-
-    def changed(self) -> dict[str, bytes]:
-        """The files that a tool changed, with their new content."""
-        now = {path: (self.root / path).read_bytes() for path in self.originals}
-        return {path: now[path] for path in sorted(now) if now[path] != self.originals[path]}
-
-
-class RuffLocation(TypedDict):
-    """A place in ruff's JSON report, counted from 1."""
-
-    row: int
-    column: int
-
-
-class RuffFix(TypedDict):
-    """How a finding can be repaired."""
-
-    applicability: str
-
-
-class RuffFinding(TypedDict):
-    """One entry of ruff's JSON report, as far as it is used here."""
-
-    filename: str
-    code: str | None
-    location: RuffLocation | None
-    message: str
-    fix: RuffFix | None
-
-
-@contextmanager
-def _scratch(context: Context) -> Iterator[_Scratch]:
-    with tempfile.TemporaryDirectory(prefix="qo-quality-") as folder:
-        yield _Scratch(context, Path(folder).resolve())
-
-
-def _files(tree: Tree, folder: str) -> Iterator[str]:
-    """The regular files below a folder; links are not followed."""
-    for name in tree.names(folder):
-        path = join(folder, name)
-        kind = tree.kind(path)
-        if kind is Kind.FILE:
-            yield path
-        elif kind is Kind.FOLDER and name not in EXCLUDED:
-            yield from _files(tree, path)
-
-
-def _python_files(tree: Tree, path: str) -> Iterator[str]:
-    """The Python files at and below a path; a file that is named is taken for Python, whatever its name."""
-    kind = tree.kind(path)
-    if kind is Kind.FILE:
-        yield path
-    elif kind is Kind.FOLDER:
-        yield from (file for file in _files(tree, path) if file.endswith(PYTHON_SUFFIXES))
-    else:
-        raise not_a_file(path, kind)
-
-
-def _settings(name: str, content: bytes) -> Mapping[str, Any] | None:
-    """Ruff's settings in a file of this name; None if there are none. What is no TOML is ruff's to complain of."""
-    if not name.endswith(".toml"):
-        return None
-    try:
-        document = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return {}
-    settings = document.get("tool", {}).get("ruff") if name == "pyproject.toml" else document
-    return settings if isinstance(settings, dict) else None
-
-
-def _has_settings(file: Path) -> bool:
-    """Whether ruff ends its search for configuration at this file."""
-    return file.exists() and _settings(file.name, file.read_bytes()) is not None
-
-
-def _extended(path: str, content: bytes, reads: Sequence[Access]) -> list[str]:
-    """The file that a configuration extends. Raises OperationError for one out of reach."""
-    base = (_settings(PurePosixPath(path).name, content) or {}).get("extend")
-    if not isinstance(base, str):
-        return []
-    target = posixpath.normpath(posixpath.join(parent(path), base))
-    if base.startswith(("~", "$")) or posixpath.isabs(target) or target.split("/")[0] == "..":
-        raise OperationError(f"{path}: extends {base!r}, which is outside of the workspace")
-    if not any(is_within(target, read.path) if read.subtree else target == read.path for read in reads):
-        raise OperationError(
-            f"{path}: extends {target!r}, which this step does not read",
-            hint="keep it beside or above the files, or name its folder in `paths`",
-        )
-    return [target]
-
-
-def _ruff() -> str:
-    """Where ruff is: beside the Python that runs this, whatever the PATH says."""
-    try:
-        from ruff import find_ruff_bin  # type: ignore[import-untyped]
-
-        return str(find_ruff_bin())
-    except (ImportError, FileNotFoundError) as error:
-        raise OperationError(
-            "ruff is not installed beside this Python", hint="install it there: pip install 'ruff>=0.14'"
-        ) from error
-
-
-def _ruff_failed(command: str, lines: Sequence[str], exit_code: int) -> OperationError:
-    """What ruff said as an error. `Failed to parse a.py:1:7: reason` names the place by itself."""
-    errors = [line.removeprefix("error: ") for line in lines if not line.startswith("warning")]
-    parsing = [error.removeprefix("Failed to parse ") for error in errors if error.startswith("Failed to parse ")]
-    if parsing and len(parsing) == len(errors):
-        return OperationError(_listed(parsing), hint="correct the syntax first; nothing was changed")
-    said = "\n".join(errors[:20]) or "it said nothing"
-    return OperationError(f"ruff {command} failed with exit code {exit_code}: {said}")
 
 
 # quality.format
@@ -316,12 +90,12 @@ class Format(Operation[FormatParameters, FormatOutputs]):
     def effects(self, parameters: FormatParameters) -> Effects:
         """The files and folders, and the configuration above them."""
         subtrees = _subtrees(parameters.paths)
-        above = dict.fromkeys(place for path in parameters.paths for place in _configuration_above(path))
+        above = dict.fromkeys(place for path in parameters.paths for place in configuration_above(path))
         return Effects(reads=(*subtrees, *map(Access, above)), writes=() if parameters.check else subtrees)
 
     def run(self, parameters: FormatParameters, context: Context) -> FormatOutputs:
         """Format. Raises OperationError for syntax errors, and with `check` for files that are not formatted."""
-        with _scratch(context) as scratch:
+        with scratch_folder(context) as scratch:
             scratch.add_python(parameters.paths)
             scratch.add_configuration(parameters.paths, self.effects(parameters).reads)
             if scratch.originals:
@@ -330,7 +104,7 @@ class Format(Operation[FormatParameters, FormatOutputs]):
         if parameters.check and changed:
             count = "1 file is" if len(changed) == 1 else f"{len(changed)} files are"
             raise OperationError(
-                f"{count} not formatted: {_listed(list(changed))}", hint="quality.format without `check` formats them"
+                f"{count} not formatted: {listed(list(changed))}", hint="quality.format without `check` formats them"
             )
         for path, content in changed.items():
             context.files.write(path, content)
@@ -386,7 +160,7 @@ class Lint(Operation[LintParameters, LintOutputs]):
 
     def run(self, parameters: LintParameters, context: Context) -> LintOutputs:
         """Lint. Raises OperationError that lists the first findings, unless they are allowed."""
-        with _scratch(context) as scratch:
+        with scratch_folder(context) as scratch:
             scratch.add_python(parameters.paths)
             scratch.add_configuration(parameters.paths, self.effects(parameters).reads)
             scratch.add_names()
@@ -396,14 +170,14 @@ class Lint(Operation[LintParameters, LintOutputs]):
         if findings and not parameters.allow_findings:
             count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
             raise OperationError(
-                f"{count}: {_listed(findings)}",
+                f"{count}: {listed(findings)}",
                 hint="correct them, let `fix` do it where it can, or report them only, with `allow_findings`",
             )
         for path, content in changed.items():
             context.files.write(path, content)
         return LintOutputs(findings=findings, fixed=max(0, len(found) - len(remaining)), changed=list(changed))
 
-    def _check(self, scratch: _Scratch, parameters: LintParameters) -> tuple[list[RuffFinding], list[RuffFinding]]:
+    def _check(self, scratch: Scratch, parameters: LintParameters) -> tuple[list[RuffFinding], list[RuffFinding]]:
         """The findings before and after fixing."""
         # Said explicitly, as the project's configuration may say otherwise.
         options = ["--no-unsafe-fixes", "--no-fix-only"]
@@ -549,7 +323,7 @@ class Score(Operation[ScoreParameters, ScoreOutputs]):
 
     def run(self, parameters: ScoreParameters, context: Context) -> ScoreOutputs:
         """Score. Raises OperationError with the most expensive findings if the score is below `min`."""
-        with _scratch(context) as scratch:
+        with scratch_folder(context) as scratch:
             scratch.add_python(parameters.paths)
             found = _counted(scratch, parameters.paths) if scratch.originals else []
         modules = [_Module(path, content) for path, content in sorted(scratch.originals.items())]
@@ -559,7 +333,7 @@ class Score(Operation[ScoreParameters, ScoreOutputs]):
         return outputs
 
 
-def _counted(scratch: _Scratch, paths: Iterable[str]) -> list[RuffFinding]:
+def _counted(scratch: Scratch, paths: Iterable[str]) -> list[RuffFinding]:
     """What ruff finds by the rules that count, heeding nothing that the files say about themselves."""
     options = ("--isolated", "--ignore-noqa", "--no-respect-gitignore", "--config", "exclude = []", "--no-preview")
     rules = (f"--select={','.join(MINUTES)}", f"--ignore={','.join(UNCOUNTED)}", "--target-version", "py314")
@@ -661,12 +435,12 @@ def _scored(modules: Sequence[_Module], found: Iterable[RuffFinding]) -> ScoreOu
 
 def _require(least: float, outputs: ScoreOutputs) -> None:
     if outputs.unscorable:
-        raise OperationError(f"cannot be scored: {_listed(outputs.unscorable)}", hint="correct these files first")
+        raise OperationError(f"cannot be scored: {listed(outputs.unscorable)}", hint="correct these files first")
     if outputs.score is None:
         raise OperationError("there is no Python file to score", hint="check `paths`")
     if outputs.score < least:
         raise OperationError(
-            f"score {outputs.score:g} is below {least:g}; what costs most: {_listed(outputs.findings)}",
+            f"score {outputs.score:g} is below {least:g}; what costs most: {listed(outputs.findings)}",
             hint="repair these first",
         )
 
@@ -797,7 +571,7 @@ def _failures(cases: Iterable[ElementTree.Element]) -> list[FailedTest]:
 def _tests_failed(done: Completed, cases: Sequence[ElementTree.Element] | None) -> OperationError:
     failures = _failures(cases or ())
     if failures and cases:
-        names = _listed([failure.test for failure in failures])
+        names = listed([failure.test for failure in failures])
         first = f"{failures[0].test}: {failures[0].message}"
         return OperationError(f"{len(failures)} of {len(cases)} tests failed: {names}", hint=first)
     if cases is not None and done.exit_code == NO_TESTS:

@@ -1,7 +1,7 @@
 """Renders a Jinja2 template in a sandbox: undefined names are errors, and errors say the line.
 
 Templates see their values and nothing else: no files, no includes, no Python internals. What they produce is bounded;
-a template that multiplies texts or numbers beyond that is stopped before the memory is taken.
+a template that multiplies texts, lists or numbers beyond that is stopped before the memory is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from quantum_orchestrator.blocks.errors import OperationError
 
 LARGEST = 16 * 2**20
 """Characters of a rendered text."""
-LARGEST_EXPONENT = 1_000
+MOST_BITS = 4_096
+"""Of a number that is made with `**`."""
 
 _NAME = "<template>"  # what Jinja2 calls a template that has no file
 
@@ -32,11 +33,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Multiply, within bounds."""
-        if operator == "**" and isinstance(right, int) and right > LARGEST_EXPONENT:
-            raise TooLarge(f"the exponent is greater than {LARGEST_EXPONENT}")
-        sizes = [each if isinstance(each, int) else len(each) for each in (left, right) if hasattr(each, "__len__")]
-        counts = [each for each in (left, right) if isinstance(each, int)]
-        if operator == "*" and sizes and counts and sizes[0] * counts[0] > LARGEST:
+        numbers = [each for each in (left, right) if isinstance(each, int)]
+        sizes = [len(each) for each in (left, right) if isinstance(each, str | list | tuple)]
+        if operator == "**" and len(numbers) == 2 and left.bit_length() * right > MOST_BITS:
+            raise TooLarge(f"the power has more than {MOST_BITS} bits")
+        if operator == "*" and numbers and sizes and sizes[0] * numbers[0] > LARGEST:
             raise TooLarge(f"the product is longer than {LARGEST}")
         return super().call_binop(context, operator, left, right)
 

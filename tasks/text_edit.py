@@ -38,13 +38,13 @@ def line_of(content: bytes, offset: int) -> int:
     return content.count(b"\n", 0, offset) + 1
 
 
-def listed(numbers: Sequence[int]) -> str:
-    """Line numbers as words: `line 3`, `lines 3, 7 and 12`, `lines 1, 2, … (40 in all)`."""
-    if len(numbers) == 1:
+def listed(numbers: Sequence[int], total: int) -> str:
+    """The first of `total` line numbers as words: `line 3`, `lines 3, 7 and 12`, `lines 1, 2, … (40 in all)`."""
+    if total == 1:
         return f"line {numbers[0]}"
     words = [str(number) for number in numbers[:PLACES_SHOWN]]
-    if len(numbers) > PLACES_SHOWN:
-        return f"lines {', '.join(words)}, … ({len(numbers)} in all)"
+    if total > len(words):
+        return f"lines {', '.join(words)}, … ({total} in all)"
     return f"lines {', '.join(words[:-1])} and {words[-1]}"
 
 
@@ -53,7 +53,7 @@ def _replace_once(what: str, content: bytes, find: bytes, replacement: bytes) ->
     if len(places) == 1:
         return content[: places[0]] + replacement + content[places[0] + len(find) :]
     if places:
-        lines = listed([line_of(content, place) for place in islice(places, PLACES_SHOWN + 1)])
+        lines = listed([line_of(content, place) for place in places[:PLACES_SHOWN]], len(places))
         raise OperationError(
             f"{what}: the text to find occurs {len(places)} times, at {lines}; it must occur once",
             hint="take in more of the lines around the one that is meant",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import tempfile
@@ -83,10 +84,9 @@ def git(folder: Path, *arguments: str, stdin: str = "") -> str:
 def assert_git_applies_both_ways(folder: Path, before: Files, after: Files, context: int = 3) -> None:
     patch = patch_between(before, after, context)
     lay_out(folder, before)
-    unidiff = ["--unidiff-zero"] if context == 0 else []
-    git(folder, "apply", "--whitespace=nowarn", *unidiff, "-", stdin=patch)
+    git(folder, "apply", "--whitespace=nowarn", "-", stdin=patch)
     assert found(folder) == after
-    git(folder, "apply", "-R", "--whitespace=nowarn", *unidiff, "-", stdin=patch)
+    git(folder, "apply", "-R", "--whitespace=nowarn", "-", stdin=patch)
     assert found(folder) == before
 
 
@@ -111,13 +111,39 @@ trees = st.dictionaries(paths, files, max_size=6).map(without_clashes)
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-@given(before=trees, after=trees, context=st.sampled_from([0, 1, 3]))
+@given(before=trees, after=trees, context=st.sampled_from([1, 3]))
 def test_git_applies_any_patch_and_takes_it_back(before: Files, after: Files, context: int) -> None:
     if patch_between(before, after) == "":
         assert before == after
         return
     with tempfile.TemporaryDirectory() as folder:
         assert_git_applies_both_ways(Path(folder), before, after, context)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(before=texts, after=texts, context=st.sampled_from([1, 3]))
+def test_git_applies_any_edit_of_a_text(before: bytes, after: bytes, context: int) -> None:
+    if before != after:
+        with tempfile.TemporaryDirectory() as folder:
+            assert_git_applies_both_ways(Path(folder), {"f": (before, False)}, {"f": (after, False)}, context)
+
+
+def test_hunks_without_context_are_numbered_as_git_does(tmp_path: Path) -> None:
+    before, after = b"1\n2\n3\n4\n5\n", b"0\n1\n2\nnew\n3\n5\n"
+    git(tmp_path, "init", "-q")
+    trees = [staged(tmp_path, {"f": (content, False)}) for content in (before, after)]
+    ours = patch_between({"f": (before, False)}, {"f": (after, False)}, context=0)
+    theirs = git(tmp_path, "diff", "--unified=0", *trees)
+    headers = [line for line in ours.splitlines() if line.startswith("@@")]
+    # Git adds the line above each hunk, for readers.
+    assert headers == ["@@".join(line.split("@@")[:2]) + "@@" for line in theirs.splitlines() if line.startswith("@@")]
+
+
+def test_binary_files_of_all_lengths_survive(tmp_path: Path) -> None:
+    # Bytes that do not compress: so the last line of git's encoding has every length, from 1 to 52.
+    noise = b"".join(hashlib.sha256(bytes([number])).digest() for number in range(8))
+    after: Files = {f"f{length}": (b"\0" + noise[:length], False) for length in range(120)}
+    assert_git_applies_both_ways(tmp_path, {}, after)
 
 
 @pytest.mark.parametrize(

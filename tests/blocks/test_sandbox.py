@@ -45,6 +45,18 @@ def gone(pid: int, seconds: float = 5) -> bool:
     return not alive(pid)
 
 
+def running_in(folder: Path) -> list[str]:
+    """Process ids whose current folder is this one."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{pid}/cwd") == str(folder.resolve()):
+                found.append(pid)
+        except OSError:
+            continue  # ended meanwhile, or somebody else's
+    return found
+
+
 def written_pid(file: Path) -> int:
     deadline = time.monotonic() + 10
     while not (file.exists() and file.read_text().endswith("\n")):
@@ -161,42 +173,50 @@ def test_an_error_of_the_listener_ends_the_program(processes: Processes, tmp_pat
 # The end.
 
 
-def test_a_time_out_ends_children_in_other_groups_and_sessions(processes: Processes, tmp_path: Path) -> None:
-    text = "setsid sh -c 'echo $$ > away; sleep 60' & sh -c 'echo $$ > near; sleep 60' & sleep 60"
-    with pytest.raises(TimedOut, match=r"took longer than 0\.4 s; all of its processes were ended"):
-        shell(processes, text, tmp_path, timeout=0.4)
+def cancelled_when_ready(processes: Processes, text: str, folder: Path) -> float:
+    """Run a text that says "ready" and goes on; cancel it then. Returns how many seconds the end took."""
+    token = CancelToken()
+    asked: list[float] = []
+
+    def hear(line: str) -> None:
+        if line == "ready":
+            asked.append(time.monotonic())
+            threading.Thread(target=token.cancel).start()
+
+    with pytest.raises(Interrupted):
+        shell(processes, text, folder, cancel=token, on_line=hear, timeout=60)
+    return time.monotonic() - asked[0]
+
+
+def test_a_time_out_ends_the_program_and_says_so(processes: Processes, tmp_path: Path) -> None:
+    with pytest.raises(TimedOut, match=r"'sh' took longer than 0\.2 s; all of its processes were ended"):
+        shell(processes, "sleep 60 & sleep 60", tmp_path, timeout=0.2)
+    assert running_in(tmp_path) == []
+
+
+def test_the_end_reaches_children_in_other_groups_and_sessions(processes: Processes, tmp_path: Path) -> None:
+    away = "setsid sh -c 'echo $$ > away; sleep 60' & sh -c 'echo $$ > near; sleep 60' & "
+    both = "while [ ! -s away ] || [ ! -s near ]; do sleep 0.01; done; echo ready; sleep 60"
+    cancelled_when_ready(processes, away + both, tmp_path)
     assert not alive(written_pid(tmp_path / "away"))
     assert not alive(written_pid(tmp_path / "near"))
 
 
-def test_a_time_out_asks_before_it_kills(processes: Processes, tmp_path: Path) -> None:
-    text = "trap 'echo asked > answer; exit' TERM; while :; do sleep 0.01; done"
-    with pytest.raises(TimedOut):
-        shell(processes, text, tmp_path, timeout=0.3)
+def test_a_program_is_asked_before_it_is_killed(processes: Processes, tmp_path: Path) -> None:
+    text = "trap 'echo asked > answer; exit' TERM; echo ready; while :; do sleep 0.01; done"
+    cancelled_when_ready(processes, text, tmp_path)
     assert (tmp_path / "answer").read_text() == "asked\n"
 
 
 def test_what_ignores_the_asking_is_killed(processes: Processes, tmp_path: Path) -> None:
-    text = "trap '' TERM; echo $$ > pid; while :; do sleep 0.01; done"
-    started = time.monotonic()
-    with pytest.raises(TimedOut):
-        shell(processes, text, tmp_path, timeout=0.3)
-    assert not alive(written_pid(tmp_path / "pid"))
-    assert time.monotonic() - started < 5
+    text = "trap '' TERM; echo ready; while :; do sleep 0.01; done"
+    assert cancelled_when_ready(processes, text, tmp_path) < 10
+    assert running_in(tmp_path) == []
 
 
 def test_a_stopped_program_is_ended_too(processes: Processes, tmp_path: Path) -> None:
-    with pytest.raises(TimedOut):
-        shell(processes, "echo $$ > pid; kill -STOP $$", tmp_path, timeout=0.3)
-    assert not alive(written_pid(tmp_path / "pid"))
-
-
-def test_a_cancellation_ends_everything(processes: Processes, tmp_path: Path) -> None:
-    token = CancelToken()
-    threading.Timer(0.3, token.cancel).start()
-    with pytest.raises(Interrupted):
-        shell(processes, "echo $$ > pid; sleep 60 & sleep 60", tmp_path, cancel=token)
-    assert not alive(written_pid(tmp_path / "pid"))
+    cancelled_when_ready(processes, "echo ready; kill -STOP $$", tmp_path)
+    assert running_in(tmp_path) == []
 
 
 def test_nothing_is_started_after_a_cancellation(processes: Processes, tmp_path: Path) -> None:
@@ -244,24 +264,16 @@ def test_a_background_process_that_holds_the_output_does_not_delay_the_end(
 
 
 def test_a_storm_of_forks_is_ended(processes: Processes, tmp_path: Path) -> None:
-    storm = "breed() { trap '' TERM; sleep 0.02; [ $1 -gt 0 ] && { breed $(($1-1)) & breed $(($1-1)) & }; sleep 60; }; "
-    with pytest.raises(TimedOut):
-        shell(processes, storm + "breed 5", tmp_path, timeout=0.5)
-    assert not [name for name in os.listdir("/proc") if name.isdecimal() and runs_in(name, tmp_path)]
-
-
-def runs_in(pid: str, folder: Path) -> bool:
-    try:
-        return os.readlink(f"/proc/{pid}/cwd") == str(folder.resolve())
-    except OSError:
-        return False
+    storm = "breed() { [ $1 -gt 0 ] && { breed $(($1-1)) & breed $(($1-1)) & }; sleep 60; }; "
+    cancelled_when_ready(processes, "trap '' TERM; " + storm + "breed 6 & echo ready; sleep 60", tmp_path)
+    assert running_in(tmp_path) == []
 
 
 def test_a_script_that_kills_its_keeper_is_ended_and_the_next_one_runs(processes: Processes, tmp_path: Path) -> None:
     with pytest.raises(OperationError, match="ended from outside"):
         shell(processes, "echo $$ > pid; (trap '' TERM; sleep 60) & kill -9 $PPID; sleep 60", tmp_path, timeout=20)
     assert gone(written_pid(tmp_path / "pid"))
-    assert not [name for name in os.listdir("/proc") if name.isdecimal() and runs_in(name, tmp_path)]
+    assert running_in(tmp_path) == []
     assert shell(processes, "exit 4", tmp_path).exit_code == 4
 
 
@@ -278,7 +290,7 @@ ENGINE = """
 import sys
 from pathlib import Path
 from quantum_orchestrator.blocks.sandbox import Processes
-text = "echo $$ > script; (setsid sh -c 'echo $$ > away; sleep 60' &) ; trap '' TERM; while :; do sleep 0.1; done"
+text = "echo $$ > script; (setsid sh -c 'echo $$ > away; sleep 60' &) ; sleep 60"
 Processes().run(["sh", "-c", text], cwd=Path(sys.argv[1]), env={})
 """
 

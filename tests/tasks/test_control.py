@@ -451,6 +451,21 @@ def test_a_slow_server_takes_no_longer_than_the_timeout(site: str, path: str) ->
     assert time.monotonic() - started < 5
 
 
+def test_a_name_server_that_hangs_takes_no_longer_than_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def hanging(*_arguments: Any, **_keywords: Any) -> Any:
+        released.wait(20)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    started = time.monotonic()
+    with pytest.raises(TimedOut):
+        ask("http://hanging.example/", timeout=0.2)
+    released.set()
+    assert time.monotonic() - started < 5
+
+
 def test_the_timeout_of_the_step_holds_as_well(site: str) -> None:
     with pytest.raises(TimedOut):
         ask(f"{site}/slow", context(policy=Policy(http_hosts=("127.0.0.1",)), timeout=0.3))
@@ -459,13 +474,17 @@ def test_the_timeout_of_the_step_holds_as_well(site: str) -> None:
 def test_cancelling_the_run_ends_a_request_at_once(site: str) -> None:
     where = context(policy=Policy(http_hosts=("127.0.0.1",)))
     threading.Timer(0.2, where.cancel.cancel).start()
+    started = time.monotonic()
     with pytest.raises(Interrupted):
         ask(f"{site}/slow", where)
+    assert time.monotonic() - started < 5
 
 
 def test_proxies_of_the_environment_are_not_used(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert ask(f"{site}/hello").status == 200
 
 

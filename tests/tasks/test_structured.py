@@ -201,7 +201,7 @@ def test_toml_keeps_its_line_ends() -> None:
         ("/name", {"k": [1, "x"]}, "tour", '{"k": [1, "x"]}'),
         ("/list/0", 1, "- x", "- 1"),
         ("/list/1/z", None, "z: 3", "z: null"),
-        ("/list/1/new", "n", "z: 3\n", "z: 3\n      new: n\n"),
+        ("/list/1/new", "m", "z: 3\n", "z: 3\n      new: m\n"),
         ("/list/-", {"k": 1, "l": [2]}, "z: 3\n", "z: 3\n  - k: 1\n    l:\n      - 2\n"),
         ("/list", ["q"], "- x\n  -   y: 2\n      z: 3", "- q"),
         ("/list", 5, "list:\n  - x\n  -   y: 2\n      z: 3", "list: 5"),
@@ -257,14 +257,15 @@ values = st.recursive(
 )
 
 
-@given(values, st.sampled_from(["/k", "/deep/0/x", "/deep/-", "/new"]))
-def test_any_value_is_read_back_from_json_and_yaml(value: Any, pointer: str) -> None:
+@given(values, st.sampled_from([["k"], ["deep", 0, "x"], ["deep", 1], ["new"]]))
+def test_any_value_is_read_back_from_json_and_yaml(value: Any, names: list[Any]) -> None:
+    pointer = "".join(f"/{name}" for name in names)
     for form, text in ((Format.JSON, '{"k": 1, "deep": [{"x": 2}]}'), (Format.YAML, "k: 1\ndeep:\n  - x: 2\n")):
         after = set_value(text, form, pointer, value)
-        load = json.loads if form is Format.JSON else YAML(typ="safe", pure=True).load
-        document = load(after)
-        found = {"/k": lambda: document["k"], "/new": lambda: document["new"]}.get(pointer)
-        assert (found() if found else document["deep"][0]["x"] if "x" in pointer else document["deep"][1]) == value
+        found = json.loads(after) if form is Format.JSON else YAML(typ="safe", pure=True).load(after)
+        for name in names:
+            found = found[name]
+        assert found == value
 
 
 @given(values, st.sampled_from(["/k", "/new"]))

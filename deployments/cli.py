@@ -1,0 +1,196 @@
+"""The `qo` command: which commands there are, and what becomes of their errors.
+
+Each command is a function in one of the `cli_*` modules, imported when it is called. Whatever goes wrong ends here, in
+a line that says what and one that says what to do next, and in an exit code:
+
+    0  done            1  failed, and rolled back (or kept)     2  the plan has changes (--detailed-exitcode)
+    3  invalid input   4  somebody must look at it              5  awaiting approval           130  interrupted
+
+There is no traceback without -v. This module must stay cheap to import: it is the start of every command.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from quantum_orchestrator.blocks.errors import InvalidInput, QuantumError
+from quantum_orchestrator.deployments.cli_options import STDIN
+from quantum_orchestrator.deployments.screen import Screen, plural
+
+SETS = Group.create_ordered("Instruction sets")
+RUNS = Group.create_ordered("Runs")
+SERVICE = Group.create_ordered("This machine")
+
+COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
+    "run": (
+        "cli_runs:run",
+        SETS,
+        (
+            "qo run tour.json",
+            "qo run deploy.json --input service=api --workspace ../shop",
+            "generate | qo run - --json",
+            "qo run --plan p.plan",
+        ),
+    ),
+    "plan": (
+        "cli_sets:plan",
+        SETS,
+        ("qo plan tour.json", "qo plan tour.json --explain -o p.plan", "qo plan fix.json | git apply --check"),
+    ),
+    "validate": ("cli_sets:validate", SETS, ("qo validate tour.json", "qo validate - --json < tour.json")),
+    "graph": ("cli_sets:graph", SETS, ("qo graph tour.json", "qo graph tour.json --format dot | dot -Tsvg > tour.svg")),
+    "init": ("cli_sets:init", SETS, ("qo init", "qo init release-notes")),
+    "ops": ("cli_sets:ops", SETS, ("qo ops", "qo ops file.edit", "qo ops file.edit --json")),
+    "schema": ("cli_sets:schema", SETS, ("qo schema > instruction-set.schema.json",)),
+    "status": ("cli_journal:status", RUNS, ("qo status", "qo status --workspace ../shop --json")),
+    "history": ("cli_journal:history", RUNS, ("qo history", "qo history --limit 5 --json")),
+    "show": ("cli_journal:show", RUNS, ("qo show", "qo show 20260102-030405", "qo show --json")),
+    "diff": ("cli_journal:diff", RUNS, ("qo diff", "qo diff 20260102-030405 --stat", "qo diff | git apply -R --check")),
+    "logs": ("cli_journal:logs", RUNS, ("qo logs", "qo logs -f")),
+    "approve": ("cli_runs:approve", RUNS, ("qo approve", "qo approve 20260102-030405 sign-off")),
+    "reject": ("cli_runs:reject", RUNS, ("qo reject", "qo reject 20260102-030405 sign-off")),
+    "cancel": ("cli_runs:cancel", RUNS, ("qo cancel",)),
+    "resume": ("cli_runs:resume", RUNS, ("qo resume", "qo resume 20260102-030405")),
+    "rollback": ("cli_runs:rollback", RUNS, ("qo rollback", "qo rollback 20260102-030405 --check")),
+    "up": ("cli_service:up", SERVICE, ("qo up",)),
+    "down": ("cli_service:down", SERVICE, ("qo down",)),
+    "doctor": ("cli_service:doctor", SERVICE, ("qo doctor", "qo doctor --json")),
+    "completion": ("cli_service:completion", SERVICE, ("qo completion bash", "qo completion zsh --install")),
+}
+"""Name -> where its function is, its group in the help, examples."""
+
+_FLAGS = ("-q", "--quiet", "-v", "--verbose", "--no-color", "--json")
+_SPACE_AND_PERMISSIONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def version() -> str:
+    """The installed version."""
+    from importlib.metadata import version
+
+    return version("quantum-orchestrator")
+
+
+app = App(
+    name="qo",
+    help="Run JSON instruction sets on a workspace: all or nothing, by Prefect.",
+    help_epilogue="`qo COMMAND --help` shows a command's options and examples.",
+    help_format="plaintext",
+    version=version,
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+)
+for _place, (_name, (_target, _group, _examples)) in enumerate(COMMANDS.items()):
+    app.command(
+        f"quantum_orchestrator.deployments.{_target}",
+        name=_name,
+        sort_key=_place,
+        group=_group,
+        help_epilogue="\n".join(["Examples:", *(f"  {example}" for example in _examples)]),
+    )
+
+
+def main() -> NoReturn:
+    """The entry point of `qo`."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Carry out one command line; its exit code."""
+    verbose = any(each in ("-v", "--verbose") for each in takewhile(lambda each: each != "--", arguments))
+    screen = Screen(verbose=verbose, color="--no-color" not in arguments)
+    tokens = _arranged(arguments)
+    if not tokens or tokens[0] in ("--help", "-h"):
+        for name in COMMANDS:
+            app[name]  # imports it, for the line that the help has of it
+    try:
+        code = app(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_has_gone()
+    except KeyboardInterrupt:
+        screen.problem("interrupted")
+        return 130
+    except CycloptsError as error:
+        return _usage(screen, error)
+    except Exception as error:
+        return _failed(screen, error, as_json="--json" in arguments)
+    return code if isinstance(code, int) else 0
+
+
+def _arranged(arguments: Sequence[str]) -> list[str]:
+    """The same with a lone `-` by a name that is no option, and with options put before the command behind it."""
+    options = list(takewhile(lambda each: each in _FLAGS, arguments))
+    rest = [STDIN if each == "-" else each for each in arguments[len(options) :]]
+    return [*rest[:1], *options, *rest[1:]]
+
+
+# What becomes of errors.
+
+
+def _reader_has_gone() -> int:
+    """Whoever read our output has closed it, as `head` does: not worth a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+    return 141  # as the shell has it for a program that SIGPIPE ended
+
+
+def _usage(screen: Screen, error: CycloptsError) -> int:
+    error.verbose = False
+    command = " ".join(error.command_chain or ())
+    screen.problem(str(error).strip().rstrip("."), f"`{f'qo {command}'.strip()} --help` shows what there is")
+    return InvalidInput.exit_code
+
+
+def _failed(screen: Screen, error: Exception, *, as_json: bool) -> int:
+    if screen.verbose:
+        import traceback
+
+        screen.warn("".join(traceback.format_exception(error)).rstrip())
+    shown = _as_known(error)
+    faults = getattr(shown, "faults", None)
+    if faults:
+        for fault in faults:
+            screen.problem(str(fault))
+        screen.note(f"{plural(len(faults), 'fault')}; nothing has run", "")
+    else:
+        screen.error(shown)
+    if as_json:
+        screen.document(_error_json(shown))
+        sys.stdout.flush()
+    return shown.exit_code
+
+
+def _as_known(error: Exception) -> QuantumError:
+    """The error itself if it was raised on purpose, else what can be said of it."""
+    if isinstance(error, QuantumError):
+        return error
+    if isinstance(error, OSError) and error.errno in _SPACE_AND_PERMISSIONS:
+        where = f"{error.filename}: " if error.filename else ""
+        known = QuantumError(
+            f"{where}{error.strerror}", hint="check the space left and the permissions there; `qo doctor` says more"
+        )
+        known.exit_code = 4
+        return known
+    name = type(error).__name__
+    return QuantumError(
+        f"this is a defect: {name}: {error}" if str(error) else f"this is a defect: {name}", hint="-v shows where"
+    )
+
+
+def _error_json(error: QuantumError) -> dict[str, object]:
+    """What --json prints instead of a result."""
+    if not isinstance(error, InvalidInput):
+        return {"status": "error", "error": {"type": error.kind, "message": error.message, "hint": error.hint}}
+    faults = getattr(error, "as_json", None)
+    plain = {"file": "", "line": 0, "column": 0, "pointer": "", "message": error.message, "hint": error.hint}
+    return {"status": "invalid", "errors": faults() if faults else [plain]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,558 @@
+"""Commands that make something happen in a workspace: `run`, and what is done about runs that wait or have ended.
+
+A set is judged, its inputs resolved and its graph built before any server is needed; while the server starts, Prefect
+is imported. So a mistake costs milliseconds, and a first run no more than the slower of the two. Prefect is imported
+in the functions that need it, never at the top: `cancel` and `rollback` work without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter, validators
+
+from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError
+from quantum_orchestrator.deployments.cli_journal import journal_of, run_named, standing, waiting_steps
+from quantum_orchestrator.deployments.cli_options import (
+    STDIN,
+    TALK,
+    InputPairs,
+    InputsFile,
+    Json,
+    RunId,
+    Source,
+    Talk,
+    WorkspaceOfRuns,
+    WorkspaceOption,
+    existing_root,
+    given_inputs,
+    load_source,
+    made_root,
+    read_source,
+    resolved_inputs,
+    workspace_root,
+)
+from quantum_orchestrator.deployments.screen import Screen, plural
+
+if TYPE_CHECKING:
+    from quantum_orchestrator.blocks.journal import Journal, RunRecord
+    from quantum_orchestrator.deployments.display import Progress
+    from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure
+    from quantum_orchestrator.flows.orchestrate import RunRequest
+    from quantum_orchestrator.flows.plan import Graph
+    from quantum_orchestrator.flows.plan_file import PlanFile
+
+Failure = Literal["rollback", "keep", "pause"]
+EXIT_CODES = {"committed": 0, "paused": 4, "needs_attention": 4, "awaiting_approval": 5, "cancelled": 130}
+"""Any other end is a failure: 1."""
+CANCEL_SECONDS = 0.1
+
+Parallel = Annotated[int | None, Parameter(validator=validators.Number(gte=1), help="How many steps may run at once.")]
+NoWait = Annotated[bool, Parameter(name="--no-wait", help="Do not wait for another run in the same workspace: exit 4.")]
+Yes = Annotated[bool, Parameter(name=("--yes", "-y"), help="Give every approval in advance; not for untrusted sets.")]
+ShowDiff = Annotated[bool, Parameter(name="--diff", help="Print what the run has changed, as a git patch.")]
+
+
+def run(
+    file: Annotated[str | None, Parameter(help="The instruction set, a JSON file; - is standard input.")] = None,
+    /,
+    *,
+    input: InputPairs = (),  # noqa: A002 - the option's name
+    inputs_file: InputsFile = None,
+    workspace: WorkspaceOption = None,
+    parallel: Parallel = None,
+    on_failure: Annotated[
+        Failure | None, Parameter(help="What becomes of the effects when a step fails; beats the set's.")
+    ] = None,
+    check: Annotated[bool, Parameter(help="Only show what would change, as `qo plan` does.")] = False,
+    diff: ShowDiff = False,
+    yes: Yes = False,
+    no_wait: NoWait = False,
+    plan: Annotated[
+        str | None, Parameter(help="Run a plan file of `qo plan -o`, if the workspace is still as it was.")
+    ] = None,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """Run an instruction set: all of its effects, or none.
+
+    Steps run in parallel where they do not touch the same; the outcome is as
+    if they had run one by one. When one fails, what the others did is undone.
+    Exit codes: 0 done, 1 failed and rolled back, 3 invalid, 4 somebody must
+    look at it, 5 awaiting approval, 130 interrupted.
+    """
+    screen = talk.screen
+    if (file is None) == (plan is None):
+        raise UsageError("needs either FILE or --plan PLAN", hint="`qo run --help` shows examples")
+    named = file or plan or ""
+    screen.note(f"{named}: checking")
+    screen.flush()
+    options = _Options(parallel, on_failure, diff=diff, yes=yes, wait=not no_wait, json=json_)
+    if plan is not None:
+        if input or inputs_file or check:
+            raise UsageError("a plan holds its inputs: --plan goes without --input, --inputs-file and --check")
+        return _run_plan(screen, plan, workspace, options)
+    text = read_source(named)
+    old = _older_block(text, named)
+    if old is not None:
+        return _run_older(screen, old, named, given_inputs(input, inputs_file), workspace_root(workspace), options)
+    source = load_source(named, text)
+    inputs = resolved_inputs(source.document, input, inputs_file)
+    root = workspace_root(workspace, source.document)
+    if check:
+        from quantum_orchestrator.deployments.cli_sets import show_plan
+
+        return show_plan(screen, source, inputs, root, as_json=json_)
+    return _run_source(screen, source, inputs, root, options)
+
+
+class _Options:
+    """What the command line chose for a run."""
+
+    def __init__(
+        self,
+        parallel: int | None = None,
+        on_failure: Failure | None = None,
+        *,
+        diff: bool = False,
+        yes: bool = False,
+        wait: bool = True,
+        json: bool = False,
+    ) -> None:
+        from quantum_orchestrator.flows.document import OnFailure
+
+        self.parallel = parallel
+        self.on_failure: OnFailure | None = None if on_failure is None else OnFailure(on_failure)
+        self.diff = diff
+        self.yes = yes
+        self.wait = wait
+        self.json = json
+
+
+# Instruction sets and plans.
+
+
+def _run_source(screen: Screen, source: Source, inputs: Mapping[str, Any], root: Path, options: _Options) -> int:
+    from quantum_orchestrator.flows.plan import build
+
+    graph = build(source.document, inputs)
+    conduct = _Conductor(screen, made_root(root), options, from_stdin=source.file == STDIN)
+    return conduct.start(source.document, inputs, graph)
+
+
+def _run_plan(screen: Screen, plan: str, workspace: str | None, options: _Options) -> int:
+    from quantum_orchestrator.deployments.planning import tree_of
+    from quantum_orchestrator.flows.plan import build
+    from quantum_orchestrator.flows.plan_file import parse
+
+    made = parse(read_source(plan), plan)
+    root = workspace_root(workspace or made.workspace)
+    with tree_of(root) as tree:
+        made.check(tree)  # before a server is started for nothing
+    graph = build(made.document, made.inputs)
+    options.wait = False  # whoever is waited for would change what the plan rests on
+    conduct = _Conductor(screen, made_root(root), options, from_stdin=False)
+    return conduct.start(made.document, made.inputs, graph, made)
+
+
+class _Conductor:
+    """Takes one run, new or begun before, to its end, and says what became of it."""
+
+    def __init__(self, screen: Screen, root: Path, options: _Options, *, from_stdin: bool) -> None:
+        self.screen = screen
+        self.root = root
+        self.options = options
+        self.may_ask = not from_stdin and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def start(
+        self, document: InstructionSet, inputs: Mapping[str, Any], graph: Graph, plan: PlanFile | None = None
+    ) -> int:
+        """Run a set; the exit code."""
+        from quantum_orchestrator.deployments.planning import tree_of
+        from quantum_orchestrator.flows.instruction_set import Trust
+
+        if self.options.yes and document.trust is Trust.UNTRUSTED:
+            self.screen.warn("the set is untrusted: its approvals are not given in advance")
+        connect(self.screen)
+        from quantum_orchestrator.flows.orchestrate import run_set
+
+        if plan is not None:
+            with tree_of(self.root) as tree:
+                plan.check(tree)
+        self.screen.note(f"running {document.name!r} in {self.root}: {plural(len(graph.steps), 'step')}")
+        with self._display(graph) as progress:
+            report = asyncio.run(run_set(self._request(document, inputs, progress)))
+        return self.finish(report)
+
+    def go_on(self, record: RunRecord, before: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Go on with a run that waited or died; its document. `before` is called when nothing can fail any more."""
+        connect(self.screen)
+        from quantum_orchestrator.flows.orchestrate import carry_on, restored
+        from quantum_orchestrator.flows.plan import build
+
+        document, inputs = restored(record)
+        graph = build(document, inputs)
+        before()
+        self.screen.note(f"going on with run {record.id} of {record.set_name!r} in {self.root}")
+        with self._display(graph) as progress:
+            return asyncio.run(carry_on(self._request(document, inputs, progress), record.id))
+
+    def _display(self, graph: Graph) -> Progress:
+        from quantum_orchestrator.deployments.display import follow
+        from quantum_orchestrator.deployments.planning import details
+
+        return follow(self.screen, len(graph.steps), details(graph))
+
+    def _request(self, document: InstructionSet, inputs: Mapping[str, Any], progress: Progress) -> RunRequest:
+        from quantum_orchestrator.flows.orchestrate import RunRequest
+
+        return RunRequest(
+            document,
+            inputs,
+            self.root,
+            parallel=self.options.parallel,
+            on_failure=self.options.on_failure,
+            approve=self.options.yes,
+            wait=self.options.wait,
+            actor=actor(),
+            ask=progress.ask if self.may_ask else None,
+            on_wait=lambda holder: progress.say(f"waiting for another run in this workspace (process {holder})"),
+            observers=[progress.observe],
+        )
+
+    def finish(self, report: dict[str, Any], exit_code: int | None = None) -> int:
+        """Print a run's end; the exit code."""
+        from quantum_orchestrator.deployments.display import run_lines
+
+        if self.options.json:
+            self.screen.document(report)
+        else:
+            for line in run_lines(report):
+                self.screen.result(*line)
+        if self.options.diff and not self.options.json:
+            self._print_diff(report["run_id"])
+        code = EXIT_CODES.get(report["status"], 1) if exit_code is None else exit_code
+        self._say_what_is_next(report)
+        return code
+
+    def _print_diff(self, run_id: str) -> None:
+        from quantum_orchestrator.flows.report import render_diff
+
+        with journal_of(self.root) as journal:
+            self.screen.patch(render_diff(journal, run_id))
+
+    def _say_what_is_next(self, report: Mapping[str, Any]) -> None:
+        error, run_id, status = report["error"], report["run_id"], report["status"]
+        failed = next((step["id"] for step in report["steps"] if step["status"] == "failed" and step["error"]), None)
+        if error:
+            at = f"step {failed}: " if failed else ""
+            self.screen.problem(f"{at}{error['message']}", error["hint"])
+        if status == "awaiting_approval":
+            with journal_of(self.root) as journal:
+                steps = waiting_steps(journal, run_id)
+            self.screen.warn(f"waiting for approval: `qo approve {run_id}` or `qo reject {run_id}`{_in(self.root)}")
+            self.screen.note(f"step {', '.join(steps)}")
+        elif status == "paused":
+            self.screen.warn(f"paused: `qo resume {run_id}` goes on, `qo rollback {run_id}` undoes it{_in(self.root)}")
+
+
+def _in(root: Path) -> str:
+    """How a command is told about a workspace that it would not find by itself."""
+    return "" if root == Path.cwd() else f", with --workspace {root}"
+
+
+def actor() -> str:
+    """Who runs and approves: user and host."""
+    return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
+
+
+def connect(screen: Screen) -> None:
+    """See that a Prefect server answers, and import Prefect, both at once."""
+    from quantum_orchestrator.blocks.home import home
+    from quantum_orchestrator.deployments import server
+
+    state = home()
+    known = server.find(state)
+    if known is None:
+        screen.note("starting the local Prefect server (once; about 10 s)")
+    pending = server.begin(state)
+    expected = pending.connection or known
+    if expected is not None:
+        os.environ.update(server.client_environment(expected))  # Prefect reads it once, when it is imported
+    importlib.import_module("quantum_orchestrator.flows.orchestrate")
+    pending.wait(screen.note)
+
+
+# The older format.
+
+
+def _older_block(text: bytes, file: str) -> Mapping[str, Any] | None:
+    """The block, if that is what the text is; None for anything else."""
+    if file == STDIN and not text.strip():
+        return {}
+    if b'"actions"' not in text:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None  # judged as a set, which says where it is broken
+    from quantum_orchestrator.flows.wizardpro import looks_old
+
+    return value if looks_old(value) else None
+
+
+def _run_older(
+    screen: Screen, block: Mapping[str, Any], file: str, given: Mapping[str, Any], root: Path, options: _Options
+) -> int:
+    """Run a block in the older format: one line of JSON on standard output, whatever happens."""
+    from quantum_orchestrator.flows import wizardpro
+
+    if not block:
+        screen.result(wizardpro.reply_line(wizardpro.reply_for_problem(wizardpro.NO_INPUT)))
+        return 0
+    try:
+        root = made_root(root)
+        connect(screen)
+    except QuantumError as error:
+        screen.error(error)
+        screen.result(wizardpro.reply_line(wizardpro.reply_for_problem(error.message)))
+        return 1
+    may_ask = file != STDIN and sys.stdin.isatty() and sys.stderr.isatty()
+    reply, code = asyncio.run(_block_run(screen, block, given, root, options, may_ask=may_ask))
+    screen.result(wizardpro.reply_line(reply))
+    return code
+
+
+def _block_run(
+    screen: Screen, block: Mapping[str, Any], given: Mapping[str, Any], root: Path, options: _Options, *, may_ask: bool
+) -> Coroutine[Any, Any, tuple[dict[str, Any], int]]:
+    from quantum_orchestrator.deployments.display import Progress, RunView
+    from quantum_orchestrator.flows.wizardpro import run_block
+
+    return run_block(
+        block,
+        root=root,
+        given={name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()},
+        ask=_ask_for_text if may_ask else None,
+        on_failure=options.on_failure,
+        observers=[Progress(screen, RunView(len(block.get("actions") or ()))).observe],
+        approve=options.yes,
+    )
+
+
+def _ask_for_text(prompt: str) -> str:
+    sys.stderr.write(f"{prompt}: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().rstrip("\n")
+
+
+# Approvals.
+
+
+def approve(
+    run_id: RunId = None,
+    step: Annotated[str | None, Parameter(help="The step; needed only if several wait.")] = None,
+    /,
+    *,
+    workspace: WorkspaceOfRuns = None,
+    diff: ShowDiff = False,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """Approve what a run waits for, and go on with it to its end.
+
+    Without RUN, the run of this workspace that waits.
+    """
+    conduct, report = _decide(talk.screen, run_id, step, workspace, _Options(diff=diff, json=json_), approved=True)
+    return conduct.finish(report)
+
+
+def reject(
+    run_id: RunId = None,
+    step: Annotated[str | None, Parameter(help="The step; needed only if several wait.")] = None,
+    /,
+    *,
+    workspace: WorkspaceOfRuns = None,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """Reject what a run waits for: it is rolled back.
+
+    Exit code 0 if everything was undone, as asked.
+    """
+    conduct, report = _decide(talk.screen, run_id, step, workspace, _Options(json=json_), approved=False)
+    return conduct.finish(report, 0 if report["status"] == "rolled_back" else None)
+
+
+def _decide(
+    screen: Screen, run_id: str | None, step: str | None, workspace: str | None, options: _Options, *, approved: bool
+) -> tuple[_Conductor, dict[str, Any]]:
+    root = existing_root(workspace)
+    with journal_of(root) as journal:
+        record = _waiting_run(journal, root, run_id)
+        step = _waiting_step(journal, record, step)
+
+        def decide() -> None:
+            if not journal.decide(record.id, step, approved=approved, actor=actor()):
+                raise _decided_already(record.id, step)
+
+        conduct = _Conductor(screen, made_root(root), options, from_stdin=False)
+        return conduct, conduct.go_on(record, decide)
+
+
+def _decided_already(run_id: str, step: str) -> UsageError:
+    return UsageError(
+        f"step {step!r} of run {run_id} was decided already", hint=f"`qo resume {run_id}` goes on if it stands still"
+    )
+
+
+def _waiting_run(journal: Journal, root: Path, run_id: str | None) -> RunRecord:
+    waiting = journal.unfinished()
+    record = waiting if run_id is None and waiting is not None else run_named(journal, root, run_id)
+    if record.status != "awaiting_approval":
+        how = standing(journal, record).replace("_", " ")
+        was = ", and was decided already" if journal.decisions(record.id) else ""
+        raise UsageError(f"run {record.id} is {how}{was}: nothing waits for an approval", hint="`qo status` says more")
+    return record
+
+
+def _waiting_step(journal: Journal, record: RunRecord, step: str | None) -> str:
+    """The step to decide. Raises UsageError unless it waits and nobody has decided it."""
+    waiting = waiting_steps(journal, record.id)
+    if step is None:
+        if len(waiting) > 1:
+            raise UsageError(f"several steps wait: {', '.join(waiting)}", hint=f"name one: qo approve {record.id} STEP")
+        step = waiting[0] if waiting else ""
+    if step not in waiting:
+        raise UsageError(
+            f"step {step!r} of run {record.id} does not wait for an approval", hint=f"waiting: {', '.join(waiting)}"
+        )
+    if step in journal.decisions(record.id):
+        raise _decided_already(record.id, step)
+    return step
+
+
+# Ending, going on, undoing.
+
+
+def cancel(
+    run_id: RunId = None,
+    /,
+    *,
+    workspace: WorkspaceOfRuns = None,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """End the run that is at work, and wait until it is undone."""
+    root = existing_root(workspace)
+    with journal_of(root) as journal:
+        record = run_named(journal, root, run_id)
+        how = standing(journal, record)
+        if how != "running":
+            raise UsageError(
+                f"run {record.id} is {how.replace('_', ' ')}: nothing is at work",
+                hint=f"`qo rollback {record.id}` undoes what it did",
+            )
+        journal.update(record.id, cancel_requested=1)
+        talk.screen.note(f"asked run {record.id} (process {record.pid}) to end")
+        ended = _await_end(journal, record)
+    if json_:
+        talk.screen.document({"run_id": ended.id, "set": ended.set_name, "status": ended.status})
+    else:
+        talk.screen.result(f"run {ended.id} is {ended.status.replace('_', ' ')}")
+    return 0 if ended.status in ("cancelled", "rolled_back") else EXIT_CODES.get(ended.status, 1)
+
+
+def _await_end(journal: Journal, record: RunRecord) -> RunRecord:
+    """The run once it has ended. Raises NeedsAttention if its process died over it."""
+    while True:
+        now = journal.run(record.id) or record
+        how = standing(journal, now)
+        if how == "interrupted":
+            now = journal.run(record.id) or record  # it may have ended between the two looks
+            if now.status == "running":
+                raise NeedsAttention(
+                    f"the process of run {record.id} has died", hint=f"`qo rollback {record.id}` undoes what it did"
+                )
+        if how != "running":
+            return now
+        time.sleep(CANCEL_SECONDS)
+
+
+def resume(
+    run_id: RunId = None,
+    /,
+    *,
+    workspace: WorkspaceOfRuns = None,
+    parallel: Parallel = None,
+    diff: ShowDiff = False,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """Go on with a run that was paused or has died.
+
+    Without RUN, the unfinished run of this workspace. Steps that had ended are
+    not run again.
+    """
+    root = existing_root(workspace)
+    with journal_of(root) as journal:
+        record = _unfinished(journal, root, run_id)
+    conduct = _Conductor(talk.screen, made_root(root), _Options(parallel, diff=diff, json=json_), from_stdin=False)
+    return conduct.finish(conduct.go_on(record))
+
+
+def _unfinished(journal: Journal, root: Path, run_id: str | None) -> RunRecord:
+    """The run to go on with. Raises UsageError for one that has ended, or is at work."""
+    from quantum_orchestrator.flows.recover import find_unfinished
+
+    record = find_unfinished(journal) if run_id is None else run_named(journal, root, run_id)
+    how = standing(journal, record)
+    if how == "running":
+        raise UsageError(f"run {record.id} is at work (process {record.pid})", hint="`qo logs -f` follows it")
+    if how not in ("interrupted", "paused", "awaiting_approval"):
+        raise UsageError(f"run {record.id} is {how.replace('_', ' ')}: there is nothing to go on with")
+    return record
+
+
+def rollback(
+    run_id: RunId = None,
+    /,
+    *,
+    check: Annotated[bool, Parameter(help="Only show what would be put back.")] = False,
+    workspace: WorkspaceOfRuns = None,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """Undo a run.
+
+    The unfinished one of this workspace, or RUN, committed or not.
+    Refused, with nothing changed, where somebody else has changed its files
+    since.
+    """
+    from quantum_orchestrator.deployments.planning import changes_json
+    from quantum_orchestrator.flows.recover import rollback as undo
+
+    root = existing_root(workspace)
+    with journal_of(root) as journal:
+        known = run_id if run_id is None else run_named(journal, root, run_id).id
+    undone = undo(root, known, check=check)
+    screen = talk.screen
+    if json_:
+        status = "planned" if check else "rolled_back"
+        changes = changes_json(undone.changes)
+        screen.document({"run_id": undone.run_id, "status": status, "changes": changes, "patch": undone.patch})
+    elif check:
+        screen.comment([f"rolling back run {undone.run_id} would change {plural(len(undone.changes), 'path')}"])
+        screen.patch(undone.patch)
+    else:
+        screen.result(f"rolled back: run {undone.run_id}, {plural(len(undone.changes), 'path')} put back")
+    return 0

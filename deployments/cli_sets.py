@@ -1,0 +1,353 @@
+"""Commands about instruction sets: nothing of them runs, and no server is needed.
+
+`validate`, `plan`, `graph`, `ops`, `schema` and `init` read the set, the workspace and the operations that are
+installed. They must not import Prefect. What `qo plan` prints is accepted by `git apply`: whatever is no patch stands
+in lines that begin with `# `.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from quantum_orchestrator.blocks.errors import UsageError
+from quantum_orchestrator.deployments.cli_options import (
+    TALK,
+    File,
+    InputPairs,
+    InputsFile,
+    Json,
+    Source,
+    Talk,
+    WorkspaceOption,
+    load_source,
+    resolved_inputs,
+    workspace_root,
+)
+from quantum_orchestrator.deployments.screen import Screen, aligned, plural
+
+if TYPE_CHECKING:
+    from quantum_orchestrator.deployments.planning import Plan
+    from quantum_orchestrator.tasks.operation import AnyOperation
+
+GraphFormat = Literal["mermaid", "dot"]
+
+
+def validate(
+    file: File,
+    /,
+    *,
+    input: InputPairs = (),  # noqa: A002 - the option's name
+    inputs_file: InputsFile = None,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """Say whether an instruction set is right.
+
+    Every fault at once, each with its place. Nothing runs, and nothing is
+    looked at but the set and the sets that it calls. Given inputs are judged
+    too.
+    """
+    from quantum_orchestrator.flows.plan import build
+
+    source = load_source(file)
+    document = source.document
+    if input or inputs_file or all("default" in schema for schema in document.inputs.values()):
+        build(document, resolved_inputs(document, input, inputs_file))  # the order of an explicit set
+    count = len(document.instructions)
+    if json_:
+        inputs = sorted(document.inputs)
+        talk.screen.document({"status": "valid", "set": document.name, "instructions": count, "inputs": inputs})
+    else:
+        talk.screen.result(f"{file}: valid: {document.name!r}, {plural(count, 'instruction')}", "green")
+    return 0
+
+
+def plan(
+    file: File,
+    /,
+    *,
+    input: InputPairs = (),  # noqa: A002 - the option's name
+    inputs_file: InputsFile = None,
+    workspace: WorkspaceOption = None,
+    graph: Annotated[
+        GraphFormat | None, Parameter(name="--graph", help="Print the graph of steps as well, in '# ' lines.")
+    ] = None,
+    explain: Annotated[bool, Parameter(help="Say why each step waits for another.")] = False,
+    output: Annotated[
+        str | None, Parameter(name=("--output", "-o"), help="Write a plan file, for `qo run --plan`.")
+    ] = None,
+    detailed_exitcode: Annotated[
+        bool, Parameter(name="--detailed-exitcode", help="Exit with 2 when there are changes.")
+    ] = False,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """Show what a run would change, as a patch.
+
+    The steps run in memory, each on what those before it left. What only a run
+    can tell (a script's effects) is marked as deferred, with what it may
+    change. `git apply` accepts what is printed.
+    """
+    source = load_source(file)
+    inputs = resolved_inputs(source.document, input, inputs_file)
+    root = workspace_root(workspace, source.document)
+    return show_plan(
+        talk.screen,
+        source,
+        inputs,
+        root,
+        graph=graph,
+        explain=explain,
+        output=output,
+        detailed_exitcode=detailed_exitcode,
+        as_json=json_,
+    )
+
+
+def show_plan(
+    screen: Screen,
+    source: Source,
+    inputs: Mapping[str, Any],
+    root: Path,
+    *,
+    graph: GraphFormat | None = None,
+    explain: bool = False,
+    output: str | None = None,
+    detailed_exitcode: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Plan, and print it; the exit code."""
+    from quantum_orchestrator.deployments import planning
+
+    made = planning.make_plan(source.document, inputs, root)
+    if as_json:
+        screen.document(planning.plan_json(made, explain=explain))
+    else:
+        _print_plan(screen, made, graph, explain)
+    failure = made.prediction.failure
+    if failure is not None:
+        screen.problem(f"step {failure.id} ({failure.op}) would fail: {failure.reason}", "a run would end there")
+        return 1
+    if output is not None:
+        _write_plan_file(screen, made, output)
+    return 2 if detailed_exitcode and made.has_changes else 0
+
+
+def _print_plan(screen: Screen, plan: Plan, graph: GraphFormat | None, explain: bool) -> None:
+    from quantum_orchestrator.deployments import planning
+    from quantum_orchestrator.flows.report import GRAPH_FORMATS
+
+    if not screen.quiet:
+        lines = planning.step_list(plan)
+        if explain:
+            lines += [planning.explanation(edge) for edge in plan.graph.edges]
+        if graph is not None:
+            lines += GRAPH_FORMATS[graph](plan.graph).splitlines()
+        screen.comment(lines)
+    screen.patch(plan.patch)
+    if not screen.quiet:
+        screen.comment([planning.totals(plan)])
+
+
+def _write_plan_file(screen: Screen, plan: Plan, output: str) -> None:
+    try:
+        Path(output).write_text(plan.file.dump(), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{output}: the plan cannot be written there: {error.strerror or error}") from error
+    screen.note(f"{output}: written; `qo run --plan {output}` runs exactly this")
+
+
+def graph(
+    file: File,
+    /,
+    *,
+    format_: Annotated[
+        GraphFormat, Parameter(name="--format", help="The language: mermaid (default) or dot.")
+    ] = "mermaid",
+    input: InputPairs = (),  # noqa: A002 - the option's name
+    inputs_file: InputsFile = None,
+    explain: Annotated[bool, Parameter(help="Say why each step waits for another, instead of drawing.")] = False,
+    talk: Talk = TALK,
+) -> int:
+    """Print the graph of a set's steps."""
+    from quantum_orchestrator.deployments.planning import explanation
+    from quantum_orchestrator.flows.plan import build
+    from quantum_orchestrator.flows.report import GRAPH_FORMATS
+
+    document = load_source(file).document
+    built = build(document, resolved_inputs(document, input, inputs_file))
+    if explain:
+        talk.screen.result("\n".join(map(explanation, built.edges)) or "no step waits for another")
+    else:
+        talk.screen.result(GRAPH_FORMATS[format_](built).rstrip())
+    return 0
+
+
+# Operations.
+
+
+def ops(
+    name: Annotated[str | None, Parameter(help="An operation, such as file.edit.")] = None,
+    /,
+    *,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
+    """List the operations, or show one of them."""
+    from quantum_orchestrator.tasks import registry
+
+    screen = talk.screen
+    if name is not None:
+        operation = registry.get(name)
+        screen.document(operation_json(operation)) if json_ else screen.result("\n".join(_described(operation)))
+    elif json_:
+        screen.document({"operations": [operation_json(each) for each in registry.every().values()]})
+    else:
+        screen.result("\n".join(_families(registry.every())))
+    return 0
+
+
+def _families(operations: Mapping[str, AnyOperation]) -> list[str]:
+    lines: list[str] = []
+    rows = aligned([[f"  {name}", operation.summary] for name, operation in operations.items()])
+    family = None
+    for name, row in zip(operations, rows, strict=True):
+        here = name.partition(".")[0] if "." in name else "control"
+        if here != family:
+            lines += ["", here] if lines else [here]
+            family = here
+        lines.append(row)
+    return [*lines, "", "`qo ops NAME` shows one with its parameters"]
+
+
+def operation_json(operation: AnyOperation) -> dict[str, Any]:
+    """An operation with the JSON Schemas of its parameters and outputs."""
+    return {
+        "name": operation.name,
+        "summary": operation.summary,
+        "parameters": operation.parameters.model_json_schema(),
+        "outputs": operation.outputs.model_json_schema(mode="serialization"),
+        "example": dict(operation.example),
+    }
+
+
+def _described(operation: AnyOperation) -> list[str]:
+    schemas = operation_json(operation)
+    about = (type(operation).__doc__ or "").strip().splitlines()
+    lines = [operation.name, *(f"  {line.strip()}".rstrip() for line in about), "", "parameters"]
+    lines += _model(schemas["parameters"])
+    lines += ["", "outputs", *_model(schemas["outputs"], defaults=False)]
+    example = {"id": "step", "op": operation.name, "with": schemas["example"]}
+    return [*lines, "", "example", f"  {json.dumps(example, ensure_ascii=False)}"]
+
+
+def _model(schema: Mapping[str, Any], *, defaults: bool = True) -> list[str]:
+    """A model's fields, and those of the models in it."""
+    lines = _fields(schema, defaults=defaults) or ["  none"]
+    for name, inner in schema.get("$defs", {}).items():
+        lines += [f"  {name}:", *(f"  {line}" for line in _fields(inner, defaults=defaults))]
+    return lines
+
+
+def _fields(schema: Mapping[str, Any], *, defaults: bool = True) -> list[str]:
+    required = schema.get("required", ())
+    rows = []
+    for name, field in schema.get("properties", {}).items():
+        notes = _type_name(field)
+        if defaults and name in required:
+            notes += ", required"
+        elif defaults and field.get("default") is not None:
+            notes += f", default {json.dumps(field['default'], ensure_ascii=False)}"
+        rows.append([name, notes, " ".join(field.get("description", "").split())])
+    return aligned(rows, "  ") if rows else []
+
+
+_TYPE_NAMES = {"string": "text", "integer": "whole number", "array": "list", "boolean": "true or false"}
+
+
+def _type_name(schema: Mapping[str, Any]) -> str:
+    """A JSON Schema type in words."""
+    if "anyOf" in schema:
+        names = [_type_name(each) for each in schema["anyOf"] if each.get("type") != "null"]
+        return " or ".join(dict.fromkeys(names))
+    if "enum" in schema or "const" in schema:
+        return " or ".join(json.dumps(each) for each in schema.get("enum", [schema.get("const")]))
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    name = str(schema.get("type", "any value"))
+    if name == "array" and isinstance(schema.get("items"), dict):
+        return f"list of {_type_name(schema['items'])}"
+    return _TYPE_NAMES.get(name, name)
+
+
+def schema(*, talk: Talk = TALK) -> int:
+    """Print the JSON Schema of instruction sets (draft 2020-12)."""
+    from quantum_orchestrator.flows.schema import document_schema
+
+    talk.screen.document(document_schema())
+    return 0
+
+
+# A first set.
+
+
+def init(
+    name: Annotated[str, Parameter(help="What the set is called; the file is NAME.json.")] = "hello",
+    /,
+    *,
+    talk: Talk = TALK,
+) -> int:
+    """Write a small instruction set to begin with.
+
+    The file is NAME.json, in the current folder. It runs as it stands. An existing file is never overwritten.
+    """
+    title = name.removesuffix(".json")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}", title):
+        raise UsageError(f"{name!r}: is no name for a set", hint="use letters, digits, '-', '_' and '.'")
+    path = Path(f"{title}.json")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(starter(title), indent=2, ensure_ascii=False) + "\n")
+    except FileExistsError as error:
+        raise UsageError(f"{path}: is there already, and was left as it is", hint="choose another name") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    talk.screen.result(f"{path}: written; `qo plan {path}` shows what it would do, `qo run {path}` does it")
+    return 0
+
+
+def starter(name: str) -> dict[str, Any]:
+    """The set that `qo init` writes."""
+    return {
+        "version": 1,
+        "name": name,
+        "description": "A first instruction set: two files, and a check of what is in them",
+        "inputs": {"who": {"type": "string", "default": "world", "description": "whom to greet"}},
+        "instructions": [
+            {
+                "id": "greet",
+                "op": "file.write",
+                "with": {"path": "greeting.txt", "content": "Hello, ${{ inputs.who }}!\n"},
+            },
+            {
+                "id": "copy",
+                "op": "file.copy",
+                "with": {"source": "greeting.txt", "destination": "copy/greeting.txt", "overwrite": True},
+            },
+            {"id": "read", "op": "file.read", "with": {"path": "copy/greeting.txt"}},
+            {
+                "id": "check",
+                "op": "assert",
+                "with": {
+                    "that": "${{ inputs.who in steps.read.outputs.content }}",
+                    "message": "the copy does not greet the right one",
+                },
+            },
+        ],
+    }

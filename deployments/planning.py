@@ -1,0 +1,253 @@
+"""The dry run as the command line gives it: a set, its inputs and a folder in; what would happen out.
+
+Reads the workspace and writes nothing. It puts together what `flows/plan.py`, `flows/prediction.py` and
+`flows/plan_file.py` decide, and says it in words and as JSON. It must not import Prefect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantum_orchestrator.blocks import diff
+from quantum_orchestrator.blocks.confined import ConfinedFolder
+from quantum_orchestrator.blocks.errors import UsageError
+from quantum_orchestrator.blocks.home import home
+from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.tree import ROOT, Change, Entry, Kind, MemoryTree, Tree
+from quantum_orchestrator.blocks.workspace import DiskTree, current_umask
+from quantum_orchestrator.deployments.display import mark
+from quantum_orchestrator.deployments.screen import aligned, changed_files, plural
+from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure
+from quantum_orchestrator.flows.plan import Edge, Graph, build
+from quantum_orchestrator.flows.plan_file import PlanFile, RecordingTree
+from quantum_orchestrator.flows.prediction import PredictedStep, Prediction, predict
+from quantum_orchestrator.flows.results import StepStatus
+
+MOST_EDGES_NAMED = 5
+MOST_DETAIL = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A set's graph and what its dry run found in one folder."""
+
+    document: InstructionSet
+    inputs: Mapping[str, Any]
+    root: Path
+    graph: Graph
+    prediction: Prediction
+    patch: str
+    counts: diff.DiffCounts
+    file: PlanFile
+
+    @property
+    def changes(self) -> list[Change]:
+        """What would differ in the end: nothing when the run would fail and be rolled back."""
+        failed = self.prediction.failure is not None
+        return [] if failed and self.document.on_failure is OnFailure.ROLLBACK else self.prediction.changes
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether a run would change anything, as far as that can be known: a deferred step may."""
+        return bool(self.changes) or any(step.may_write for step in self.prediction.deferred)
+
+
+@contextlib.contextmanager
+def tree_of(root: Path) -> Iterator[Tree]:
+    """The folder as a tree; an empty one where there is none yet."""
+    if not root.exists():
+        yield MemoryTree(current_umask())
+        return
+    try:
+        folder = ConfinedFolder.open(root)
+    except OSError as error:
+        raise UsageError(f"the workspace {root} cannot be read: {error.strerror or error}") from error
+    try:
+        yield DiskTree(folder)
+    finally:
+        folder.close()
+
+
+def make_plan(document: InstructionSet, inputs: Mapping[str, Any], root: Path) -> Plan:
+    """Plan a set. Raises InvalidInput where its steps have no order."""
+    graph = build(document, inputs)
+    with tree_of(root) as tree:
+        recording = RecordingTree(tree)
+        prediction = predict(graph, recording, policy=Policy.load(home() / "policy.toml"))
+        content_of = _Contents(prediction, tree)
+        plan = Plan(
+            document,
+            inputs,
+            root,
+            graph,
+            prediction,
+            "",
+            diff.DiffCounts(),
+            PlanFile(document, inputs, str(root), recording.seen),
+        )
+        patch = diff.render(plan.changes, content_of)
+        counts = diff.statistics(plan.changes, content_of)
+    return Plan(document, inputs, root, graph, prediction, patch, counts, plan.file)
+
+
+class _Contents:
+    """Contents by digest: new ones from the overlay, old ones from where they lie."""
+
+    def __init__(self, prediction: Prediction, tree: Tree) -> None:
+        self._overlay = prediction.contents
+        self._tree = tree
+        self._places = {
+            change.before.sha256: change.path
+            for change in prediction.changes
+            if change.before is not None and change.before.kind is Kind.FILE
+        }
+
+    def __call__(self, sha256: str) -> bytes:
+        if sha256 in self._places:
+            return self._tree.read(self._places[sha256])
+        assert self._overlay is not None
+        return self._overlay.content_of(sha256)
+
+
+# In words.
+
+
+def step_list(plan: Plan) -> list[str]:
+    """The steps in the order that they would have one by one, and what is said of each."""
+    count = plural(len(plan.graph.steps), "step")
+    deferred = len(plan.prediction.deferred)
+    known = f", {deferred} of them known only when run" if deferred else ""
+    lines = [f"{plan.document.name}: {count} in {plan.root}{known}"]
+    told = details(plan.graph)
+    rows = [
+        [f"{mark(step.status)} {step.id}", f"{step.op} {told.get(step.id, '')}".rstrip(), _said(step)]
+        for step in plan.prediction.steps
+    ]
+    rows += [[f"· {step_id}", op, "not reached"] for step_id, op in _not_reached(plan)]
+    return [*lines, *(aligned(rows, "  ") if rows else [])]
+
+
+def _not_reached(plan: Plan) -> Iterator[tuple[str, str]]:
+    looked_at = {step.id for step in plan.prediction.steps}
+    for step in plan.graph.steps:
+        if step.id not in looked_at:
+            yield step.id, step.instruction.op
+
+
+def _said(step: PredictedStep) -> str:
+    if step.status is StepStatus.DEFERRED:
+        why = f" ({step.reason})" if step.reason else ""
+        return f"deferred{why}: may change {_paths(step.may_write)}"
+    if step.status is StepStatus.FAILED:
+        return f"would fail: {step.reason.splitlines()[0] if step.reason else 'no reason given'}"
+    if step.status is StepStatus.SKIPPED:
+        return f"skipped: {step.reason}"
+    return f"changes {_paths(tuple(change.path for change in step.changes))}" if step.changes else "changes nothing"
+
+
+def _paths(paths: tuple[str, ...]) -> str:
+    if not paths:
+        return "nothing"
+    named = ["anything" if path == ROOT else path for path in paths[:MOST_EDGES_NAMED]]
+    return ", ".join(named) + (f" and {len(paths) - len(named)} more" if len(paths) > len(named) else "")
+
+
+def explanation(edge: Edge) -> str:
+    """Why one step waits for another."""
+    where = f" ({'the whole workspace' if edge.path == ROOT else edge.path})" if edge.path else ""
+    return f"{edge.after} waits for {edge.before}: {edge.reason}{where}"
+
+
+def totals(plan: Plan) -> str:
+    """The plan in one line."""
+    deferred = plan.prediction.deferred
+    more = f", and whatever {plural(len(deferred), 'deferred step')} may change" if deferred else ""
+    return changed_files(counts_json(plan.counts)) + more
+
+
+_TELLING = ("path", "destination", "argv", "shell", "name", "ref", "message", "paths", "url")
+_TELL_NOTHING = ("assert", "echo")
+
+
+def details(graph: Graph) -> dict[str, str]:
+    """For each step, in a few words, what it is about: the path, the command, the message."""
+    found = {}
+    for step in graph.steps:
+        parameters = step.instruction.parameters
+        told = next((parameters[name] for name in _TELLING if name in parameters), "")
+        if step.instruction.op not in _TELL_NOTHING and told:
+            text = " ".join(map(str, told)) if isinstance(told, list) else str(told)
+            first = text.partition("\n")[0]
+            found[step.id] = first if len(first) <= MOST_DETAIL else first[: MOST_DETAIL - 1] + "…"
+    return found
+
+
+# As JSON.
+
+
+def entry_json(entry: Entry | None) -> dict[str, str] | None:
+    """One side of a change; `sha256` of files and `target` of links, empty for others."""
+    if entry is None:
+        return None
+    return {
+        "kind": entry.kind.value,
+        "mode": f"{entry.mode:04o}",
+        "sha256": entry.sha256,
+        "target": entry.target,
+    }
+
+
+def changes_json(changes: list[Change]) -> list[dict[str, Any]]:
+    """Changes as the public JSON gives them."""
+    return [
+        {"path": change.path, "before": entry_json(change.before), "after": entry_json(change.after)}
+        for change in changes
+    ]
+
+
+def counts_json(counts: diff.DiffCounts) -> dict[str, int]:
+    """The counts of a diff as the public JSON gives them."""
+    return {"files": counts.files, "insertions": counts.insertions, "deletions": counts.deletions}
+
+
+def plan_json(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
+    """The document of `qo plan --json`."""
+    failure = plan.prediction.failure
+    document: dict[str, Any] = {
+        "set": plan.document.name,
+        "status": "planned" if failure is None else "would_fail",
+        "workspace": str(plan.root),
+        "digest": plan.file.digest,
+        "changes": changes_json(plan.changes),
+        "diff": counts_json(plan.counts),
+        "deferred": [_deferred_json(step) for step in plan.prediction.deferred],
+        "steps": [_step_json(plan, step) for step in plan.prediction.steps],
+        "failure": None if failure is None else {"id": failure.id, "op": failure.op, "message": failure.reason},
+    }
+    if explain:
+        document["edges"] = [
+            {"before": edge.before, "after": edge.after, "reason": edge.reason.value, "path": edge.path}
+            for edge in plan.graph.edges
+        ]
+    return document
+
+
+def _deferred_json(step: PredictedStep) -> dict[str, Any]:
+    return {"id": step.id, "op": step.op, "may_write": list(step.may_write), "reason": step.reason}
+
+
+def _step_json(plan: Plan, step: PredictedStep) -> dict[str, Any]:
+    before = plan.graph.predecessors.get(step.id, set())
+    return {
+        "id": step.id,
+        "op": step.op,
+        "status": step.status.value,
+        "waits_for": sorted(before, key=plan.graph.position.__getitem__),
+        "paths": [change.path for change in step.changes],
+        "may_write": list(step.may_write),
+        "reason": step.reason,
+    }
