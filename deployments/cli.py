@@ -85,6 +85,7 @@ app = App(
     version=version,
     default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 for _place, (_name, (_target, _group, _examples)) in enumerate(COMMANDS.items()):
     app.command(

@@ -244,7 +244,7 @@ def _show(talk: Talk, document: dict[str, Any]) -> None:
     first, *rest = run_lines(document)
     talk.screen.result(*first)
     lines = step_lines(document["steps"])
-    if document["error"]:
+    if document["error"] and document["error"] not in [step["error"] for step in document["steps"]]:
         lines += error_lines(document["error"])
     if lines:
         talk.screen.result("\n".join(lines))

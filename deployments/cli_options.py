@@ -91,7 +91,7 @@ def load_source(file: str, text: bytes | None = None) -> Source:
     from quantum_orchestrator.flows.instruction_set import load
 
     content = read_source(file) if text is None else text
-    folder = Path() if file == STDIN else Path(file).absolute().parent
+    folder = Path.cwd() if file == STDIN else Path(file).absolute().parent
     return Source(file, load(content, file=file, folder=folder))
 
 

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -115,27 +116,23 @@ def run(
     return _run_source(screen, source, inputs, root, options)
 
 
+@dataclass(frozen=True, slots=True)
 class _Options:
     """What the command line chose for a run."""
 
-    def __init__(
-        self,
-        parallel: int | None = None,
-        on_failure: Failure | None = None,
-        *,
-        diff: bool = False,
-        yes: bool = False,
-        wait: bool = True,
-        json: bool = False,
-    ) -> None:
-        from quantum_orchestrator.flows.document import OnFailure
+    parallel: int | None = None
+    on_failure: Failure | None = None
+    diff: bool = False
+    yes: bool = False
+    wait: bool = True
+    json: bool = False
 
-        self.parallel = parallel
-        self.on_failure: OnFailure | None = None if on_failure is None else OnFailure(on_failure)
-        self.diff = diff
-        self.yes = yes
-        self.wait = wait
-        self.json = json
+    @property
+    def policy(self) -> OnFailure | None:
+        """What becomes of the effects of a failed run; None leaves it to the set."""
+        from quantum_orchestrator.flows.instruction_set import OnFailure
+
+        return None if self.on_failure is None else OnFailure(self.on_failure)
 
 
 # Instruction sets and plans.
@@ -159,8 +156,8 @@ def _run_plan(screen: Screen, plan: str, workspace: str | None, options: _Option
     with tree_of(root) as tree:
         made.check(tree)  # before a server is started for nothing
     graph = build(made.document, made.inputs)
-    options.wait = False  # whoever is waited for would change what the plan rests on
-    conduct = _Conductor(screen, made_root(root), options, from_stdin=False)
+    at_once = replace(options, wait=False)  # whoever is waited for would change what the plan rests on
+    conduct = _Conductor(screen, made_root(root), at_once, from_stdin=False)
     return conduct.start(made.document, made.inputs, graph, made)
 
 
@@ -220,7 +217,7 @@ class _Conductor:
             inputs,
             self.root,
             parallel=self.options.parallel,
-            on_failure=self.options.on_failure,
+            on_failure=self.options.policy,
             approve=self.options.yes,
             wait=self.options.wait,
             actor=actor(),
@@ -252,15 +249,15 @@ class _Conductor:
 
     def _say_what_is_next(self, report: Mapping[str, Any]) -> None:
         error, run_id, status = report["error"], report["run_id"], report["status"]
-        failed = next((step["id"] for step in report["steps"] if step["status"] == "failed" and step["error"]), None)
         if error:
+            failed = next((step["id"] for step in report["steps"] if step["error"] == error), None)
             at = f"step {failed}: " if failed else ""
             self.screen.problem(f"{at}{error['message']}", error["hint"])
         if status == "awaiting_approval":
             with journal_of(self.root) as journal:
                 steps = waiting_steps(journal, run_id)
-            self.screen.warn(f"waiting for approval: `qo approve {run_id}` or `qo reject {run_id}`{_in(self.root)}")
-            self.screen.note(f"step {', '.join(steps)}")
+            ways = f"`qo approve {run_id}` or `qo reject {run_id}`{_in(self.root)}"
+            self.screen.warn(f"waiting for the approval of {', '.join(steps)}: {ways}")
         elif status == "paused":
             self.screen.warn(f"paused: `qo resume {run_id}` goes on, `qo rollback {run_id}` undoes it{_in(self.root)}")
 
@@ -343,7 +340,7 @@ def _block_run(
         root=root,
         given={name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()},
         ask=_ask_for_text if may_ask else None,
-        on_failure=options.on_failure,
+        on_failure=options.policy,
         observers=[Progress(screen, RunView(len(block.get("actions") or ()))).observe],
         approve=options.yes,
     )

@@ -193,7 +193,7 @@ def graph(
 
 
 def ops(
-    name: Annotated[str | None, Parameter(help="An operation, such as file.edit.")] = None,
+    name: Annotated[str | None, Parameter(help="An operation, such as file.edit, or a family, such as file.")] = None,
     /,
     *,
     json_: Json = False,
@@ -203,14 +203,24 @@ def ops(
     from quantum_orchestrator.tasks import registry
 
     screen = talk.screen
-    if name is not None:
-        operation = registry.get(name)
+    listed = registry.every() if name is None else _family(name)
+    if not listed:
+        operation = registry.get(str(name))
         screen.document(operation_json(operation)) if json_ else screen.result("\n".join(_described(operation)))
     elif json_:
-        screen.document({"operations": [operation_json(each) for each in registry.every().values()]})
+        screen.document({"operations": [operation_json(each) for each in listed.values()]})
     else:
-        screen.result("\n".join(_families(registry.every())))
+        screen.result("\n".join(_families(listed)))
     return 0
+
+
+def _family(name: str) -> dict[str, AnyOperation]:
+    """The operations of a family; none if this is no family's name."""
+    from quantum_orchestrator.tasks import registry
+
+    if "." in name:
+        return {}
+    return {each: operation for each, operation in registry.every().items() if each.startswith(f"{name}.")}
 
 
 def _families(operations: Mapping[str, AnyOperation]) -> list[str]:

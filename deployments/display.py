@@ -72,6 +72,8 @@ class RunView:
     def observe(self, event: RunEvent) -> list[Line]:
         """Take an event in; the lines to print for it."""
         match event.kind:
+            case EventKind.RUN_STARTED:
+                return [(f"run {event.op}  {event.message}".rstrip(), "dim")]
             case EventKind.STEP_STARTED:
                 self.running[event.step] = (event.op, self.clock())
                 return [(f"· {self._name(event)}", "dim")] if self.verbose else []
@@ -87,7 +89,7 @@ class RunView:
                 return [("↶ rolling back", "yellow")]
             case EventKind.AWAITING_APPROVAL:
                 self.running.pop(event.step, None)
-                return [(f"? {self._name(event)}  awaits approval: {event.message}", "yellow")]
+                return [(f"? {event.step}  awaits approval: {event.message}", "yellow")]
         return []
 
     def _finished(self, event: RunEvent) -> list[Line]:
@@ -205,7 +207,7 @@ class LiveProgress(Progress):
 
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
         hidden = 0 if everything else max(0, len(lines) - MOST_LINES_AT_ONCE)
-        text = Text(f"… {hidden} more\n" if hidden else "", "dim")
+        text = Text(f"… {hidden} more\n" if hidden else "")
         for line, style in lines[hidden:]:
             text.append(visible(line) + "\n", style)
         if text.plain:
@@ -239,12 +241,13 @@ def ask_at_terminal(question: str) -> bool | None:
     The terminal's own Ctrl-C is off while a key is awaited: a thread that waits for input would not notice it. It is
     sent to this process instead, as the terminal would have.
     """
-    sys.stderr.write(f"? {visible(question)}\n  approve? [y] yes, [n] no, [l] later: ")
-    sys.stderr.flush()
     descriptor = sys.stdin.fileno()
     saved = termios.tcgetattr(descriptor)
     try:
-        tty.setraw(descriptor, termios.TCSADRAIN)
+        tty.setraw(descriptor, termios.TCSADRAIN)  # before the question: what is typed at it is not shown as well
+        lines = visible(question).replace("\n", "\r\n  ")
+        sys.stderr.write(f"? {lines}\r\n  approve? [y] yes, [n] no, [l] later: ")
+        sys.stderr.flush()
         key = _key(descriptor)
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, saved)
@@ -306,5 +309,6 @@ def step_lines(steps: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def error_lines(error: Mapping[str, str], indent: str = "") -> list[str]:
     """An error of the public JSON."""
-    lines = [f"{indent}error: {error['message']}"]
+    first, *rest = f"error: {error['message']}".splitlines()
+    lines = [f"{indent}{first}", *(f"{indent}  {line}" for line in rest)]
     return [*lines, f"{indent}hint: {error['hint']}"] if error.get("hint") else lines

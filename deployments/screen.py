@@ -140,6 +140,15 @@ class Screen:
         return Console(file=stream, highlight=False, markup=False, emoji=False, no_color=not self._color)
 
     def _line(self, stream: TextIO, text: str, style: str = "") -> None:
+        try:
+            self._write(stream, text, style)
+        except OSError:
+            if stream is not sys.stderr:
+                raise
+            # Nobody can be told any more, and a run must not end because of that.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    def _write(self, stream: TextIO, text: str, style: str) -> None:
         if stream.isatty():
             text = visible(text)
         if style and self.colors(stream):

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 ID_PATTERN = r"^[a-z0-9_-]+$"
-_UNREADABLE = r"/\u0000-\u001F\u007F-\u009F\u200E\u200F\u2028-\u202E\u2066-\u2069"
-NAME_PATTERN = rf"^ *[^{_UNREADABLE}\s][^{_UNREADABLE}]*$"
-"""Something to read, without '/', control characters, or characters that turn the direction of writing."""
+_UNFIT = r"/%&<>\u0000-\u001F\u007F-\u009F\u200E\u200F\u2028-\u202E\u2066-\u2069"
+NAME_PATTERN = rf"^ *[^{_UNFIT}\s][^{_UNFIT}]*$"
+"""Something to read, without what Prefect refuses in a name (/ % & < >), control characters, or characters that turn
+the direction of writing."""
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 """What the environment of a process takes as a name."""
 INPUT_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*$"

@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import anyio
+
 from quantum_orchestrator.blocks.errors import Interrupted, NeedsAttention, OperationError, QuantumError, TimedOut
 from quantum_orchestrator.blocks.journal import RunRecord
 from quantum_orchestrator.blocks.policy import Policy
@@ -267,7 +269,7 @@ class Run:
             await self._handle(step, error)
 
     def _scope(self, step: Step) -> Scope:
-        return values_of(step, self._values.view(step.scope.prefix), self._values_of_run)
+        return values_of(step, self._values.view(step.scope.prefixes), self._values_of_run)
 
     async def _run_wanted(self, step: Step, after: list[str], started: float) -> None:
         if step.deferred_expansion:
@@ -330,7 +332,8 @@ class Run:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             token.cancel()
-            await asyncio.wait([work])
+            with anyio.CancelScope(shield=True):  # the step must have undone itself before anybody goes on
+                await asyncio.wait([work])
             raise
         finally:
             self._tokens.discard(token)
@@ -389,7 +392,7 @@ class Run:
     # Steps that become several.
 
     async def _run_expansion(self, step: Step) -> None:
-        expansion = expand_step(step, self._values.view(step.scope.prefix), self._values_of_run)
+        expansion = expand_step(step, self._values.view(step.scope.prefixes), self._values_of_run)
         if not expansion.steps:
             self._values.groups.update(expansion.groups)
             self._end(step, StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED))

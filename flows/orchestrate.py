@@ -26,6 +26,7 @@ from prefect import Flow, flow, get_client, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound, Pause
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Completed, Failed, Paused, Scheduled
 from prefect.utilities.urls import url_for
@@ -42,11 +43,13 @@ from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus, error_json
-from quantum_orchestrator.tasks.prefect_task import TaskOptions, cache_key, run_task
+from quantum_orchestrator.tasks.prefect_task import Ended, TaskOptions, cache_key, run_task
 
 PARAMETER_BYTES = 400_000
 """Prefect refuses parameters over 512 KiB; the journal holds the whole set anyway."""
 POLL_SECONDS = 0.5
+PAUSE_SECONDS = 10 * 365 * 86_400
+"""Prefect wants an end to every pause; ours wait for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,20 +197,17 @@ async def _flow_run_for(record: RunRecord, request: RunRequest) -> AsyncIterator
 @contextlib.asynccontextmanager
 async def _flow_run_again(record: RunRecord, request: RunRequest) -> AsyncIterator[FlowRun]:
     """The flow run that the run began in, made ready to run again; a new one where the server has lost it."""
+    found: FlowRun | None = None
     async with get_client() as client:
-        found = await client.read_flow_runs(limit=1, flow_run_filter=_with_id(record)) if record.flow_run_id else []
-        if found:
-            await client.set_flow_run_state(found[0].id, Scheduled(name="Resuming"), force=True)
-            yield await client.read_flow_run(found[0].id)
-            return
+        with contextlib.suppress(ObjectNotFound):  # another server, or one whose database is new
+            flow_run_id = UUID(str(record.flow_run_id))
+            await client.set_flow_run_state(flow_run_id, Scheduled(name="Resuming"), force=True)
+            found = await client.read_flow_run(flow_run_id)
+    if found is not None:
+        yield found
+        return
     async with _flow_run_for(record, request) as flow_run:
         yield flow_run
-
-
-def _with_id(record: RunRecord) -> Any:
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
-    return FlowRunFilter(id=FlowRunFilterId(any_=[UUID(str(record.flow_run_id))]))
 
 
 def _parameters(record: RunRecord, root: Path) -> dict[str, Any]:
@@ -244,11 +244,12 @@ async def _in_flow_run(
     async def body() -> State[Any]:
         document, state = await conduct(record, request, opened)
         documents.append(document)
-        return state
+        return await _ended(state)
 
     built = build_flow(request.document, body)
     running = run_flow(built, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
-    await cast("Awaitable[Any]", running)  # the flow is asynchronous
+    with contextlib.suppress(Pause):  # how Prefect leaves a flow run that waits
+        await cast("Awaitable[Any]", running)  # the flow is asynchronous
     if not documents:
         raise QuantumError("Prefect did not start the flow run", hint=f"`qo logs {record.id}` or the UI may say why")
     return documents[0]
@@ -307,8 +308,6 @@ async def _finish(record: RunRecord, run: Run, outcome: Outcome) -> tuple[dict[s
     summary = summarize(document)
     await _publish("diff", run, report.diff_page(report.render_diff(run.journal, run.id), summary))
     run.observe(RunEvent(EventKind.RUN_FINISHED, message=summary))
-    if outcome.status is RunStatus.AWAITING_APPROVAL:
-        await _pause(summary)
     return document, _state(outcome.status, summary)
 
 
@@ -317,14 +316,19 @@ def _state(status: RunStatus, summary: str) -> State[Any]:
         return Completed(message=summary)
     if status is RunStatus.CANCELLED:
         return Cancelled(message=summary)
+    if status in (RunStatus.AWAITING_APPROVAL, RunStatus.PAUSED):
+        name = "AwaitingApproval" if status is RunStatus.AWAITING_APPROVAL else "Paused"
+        return Paused(name=name, message=summary, timeout_seconds=PAUSE_SECONDS)
     return Failed(message=summary)
 
 
-async def _pause(summary: str) -> None:
-    """Leave the flow run paused, for as long as it takes."""
-    state: State[Any] = Paused(name="AwaitingApproval", message=summary, timeout_seconds=10 * 365 * 86_400)
+async def _ended(state: State[Any]) -> State[Any]:
+    """The flow's return value; a flow run that waits is left paused by an exception, as Prefect itself does it."""
+    if not state.is_paused():
+        return state
     async with get_client() as client:
         await client.set_flow_run_state(_current_flow_run_id(), state)
+    raise Pause(state=state)
 
 
 def summarize(document: Mapping[str, Any]) -> str:
@@ -342,7 +346,7 @@ class PrefectRunner:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        self._states: dict[str, State[Any]] = {}
+        self._runs: dict[str, Ended] = {}
 
     async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
         """See engine.StepRunner."""
@@ -358,8 +362,8 @@ class PrefectRunner:
             tags=instruction.tags,
             reuse=reuse,
         )
-        state = await run_task(options, attempt, [state for each in after for state in self._states_of(each)])
-        self._states[step.id] = state
+        state = await run_task(options, attempt, [ended for each in after for ended in self._ended(each)])
+        self._runs[step.id] = Ended(state)
         if state.is_cancelled():
             raise Interrupted
         result = await state.aresult(raise_on_failure=False)
@@ -370,13 +374,13 @@ class PrefectRunner:
         outputs: Outputs = result
         return outputs
 
-    def _states_of(self, step_id: str) -> Iterator[State[Any]]:
-        """A step's state, or those of the steps that it became."""
-        if step_id in self._states:
-            yield self._states[step_id]
+    def _ended(self, step_id: str) -> Iterator[Ended]:
+        """A step's task run, or those of the steps that it became; none for a step that was skipped."""
+        if step_id in self._runs:
+            yield self._runs[step_id]
         else:
             inner = (f"{step_id}/", f"{step_id}[")
-            yield from (state for name, state in self._states.items() if name.startswith(inner))
+            yield from (run for name, run in self._runs.items() if name.startswith(inner))
 
 
 def load_secrets(names: Sequence[str]) -> dict[str, str]:
@@ -535,4 +539,4 @@ async def orchestrate(
         record = _new_record(request)
         opened.journal.begin(record)
         _, state = await conduct(record, request, opened)
-        return state
+        return await _ended(state)

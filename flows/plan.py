@@ -27,6 +27,7 @@ from quantum_orchestrator.flows import expressions
 from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Order
 from quantum_orchestrator.flows.expressions import MISSING, Scope
 from quantum_orchestrator.flows.inputs import resolve_inputs
+from quantum_orchestrator.flows.instruction_set import dependencies
 from quantum_orchestrator.flows.schema import build_parameters
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import (
@@ -72,6 +73,13 @@ class SetScope:
     prefix: str
     document: InstructionSet
     inputs: Mapping[str, Any]
+    outer: SetScope | None = None
+    """For an error handler: the scope of the step that failed, whose steps it may refer to as well."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Where an id in an expression is looked for, its own list first."""
+        return (self.prefix, *(self.outer.prefixes if self.outer else ()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,17 +106,8 @@ class Step:
         yield from self.inherited
         for name in self.instruction.needs:
             yield self.scope.prefix + name, Reason.NEEDS
-        for name in sorted(expressions.references(_expressions_in(self.instruction)).steps):
+        for name in sorted(dependencies(self.instruction) - set(self.instruction.needs)):
             yield self.scope.prefix + name, Reason.REFERENCE
-
-
-def _expressions_in(instruction: Instruction) -> list[Any]:
-    handled = instruction.on_error.run if isinstance(instruction.on_error, ErrorHandler) else ()
-    inner = [each for one in handled for each in _expressions_in(one)]
-    parameters = instruction.parameters
-    if instruction.op == "call":
-        parameters = {"inputs": parameters.get("inputs")}  # the called set's expressions mean its own steps
-    return [parameters, instruction.when, instruction.for_each, *inner]
 
 
 @dataclass(slots=True)
@@ -177,7 +176,7 @@ def expand_step(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any]) ->
 def handler_steps(step: Step, handler: ErrorHandler) -> Expansion:
     """The steps of an `on_error`, whose ids begin with the failed step's."""
     document = step.scope.document.model_copy(update={"instructions": list(handler.run)})
-    scope = SetScope(f"{step.id}/on_error/", document, step.scope.inputs)
+    scope = SetScope(f"{step.id}/on_error/", document, step.scope.inputs, outer=step.scope)
     expansion = Expansion()
     for instruction in handler.run:
         inner = Step(scope.prefix + instruction.id, instruction, scope, step.item)

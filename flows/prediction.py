@@ -112,7 +112,7 @@ class _DryRun:
         self._run_steps(connect(expansion).steps)
 
     def _one(self, step: Step) -> PredictedStep:
-        scope = values_of(step, self._values.view(step.scope.prefix), self._run)
+        scope = values_of(step, self._values.view(step.scope.prefixes), self._run)
         try:
             if not is_wanted(step, scope):
                 return self._finish(step, StepStatus.SKIPPED, reason="its `when` is false")
@@ -130,7 +130,7 @@ class _DryRun:
             return self._finish(step, StepStatus.FAILED, reason=error.message)
 
     def _expanded(self, step: Step) -> PredictedStep:
-        expansion = expand_step(step, self._values.view(step.scope.prefix), self._run or {})
+        expansion = expand_step(step, self._values.view(step.scope.prefixes), self._run or {})
         self._values.groups.update(expansion.groups)
         try:
             self._run_steps(connect(expansion).steps)

@@ -5,7 +5,7 @@ Shared by the dry run and the real one, so that `steps.x.outputs.y` means the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -79,18 +79,25 @@ class RunValues:
         start = len(step_id) + 1
         return {"status": worst, "outputs": {member[start:]: result["outputs"] for member, result in members.items()}}
 
-    def view(self, prefix: str) -> Mapping[str, Any]:
-        """The `steps` of a set's expressions: ids without the prefix."""
-        return _View(self, prefix)
+    def knows(self, step_id: str) -> bool:
+        """Whether there is anything to say of the step, or of what it became."""
+        return step_id in self._results or step_id in self._unknown or step_id in self.groups
+
+    def view(self, prefixes: Sequence[str]) -> Mapping[str, Any]:
+        """The `steps` of a set's expressions: ids without the prefix, looked for under each in turn."""
+        return _View(self, prefixes)
 
 
 class _View(Mapping[str, Any]):
-    def __init__(self, values: RunValues, prefix: str) -> None:
+    def __init__(self, values: RunValues, prefixes: Sequence[str]) -> None:
         self._values = values
-        self._prefix = prefix
+        self._prefixes = prefixes
 
     def __getitem__(self, key: str) -> Any:
-        return self._values.result(self._prefix + key)
+        for prefix in self._prefixes:
+            if self._values.knows(prefix + key):
+                return self._values.result(prefix + key)
+        raise Unknown(key)
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str)

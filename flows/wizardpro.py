@@ -29,7 +29,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from quantum_orchestrator.blocks.errors import InvalidInput, OperationError, QuantumError
+from quantum_orchestrator.blocks.errors import InvalidInput, OperationError, PolicyRefused, QuantumError
 from quantum_orchestrator.flows.faults import nearest, shown
 from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure, Trust, load_object
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from quantum_orchestrator.flows.engine import Observer
     from quantum_orchestrator.flows.orchestrate import RunRequest
 
-__all__ = ["Block", "looks_old", "read_block", "reply_for_problem", "reply_line", "run_block", "translate"]
+__all__ = ["NO_INPUT", "Block", "looks_old", "read_block", "reply_for_problem", "reply_line", "run_block", "translate"]
 
 Ask = Callable[[str], str]
 """Shows a prompt at a terminal and returns the answer."""
@@ -378,7 +378,7 @@ class _BlockRun:
         for number, raw in enumerate(self.block.actions, 1):
             if action_type(raw) == "RESPOND_TO_SIGNOFF":
                 yield fields_of(raw, number, self.block.step_id, names, ())
-            elif action_type(raw) != "ECHO":
+            elif action_type(raw) != "ECHO" or not isinstance(raw.get("message"), str):
                 return
 
     async def _respond(self, action: Fields, journal: Journal) -> SignOff:
@@ -386,6 +386,8 @@ class _BlockRun:
 
         started = time.monotonic()
         try:
+            if self.trust is not Trust.TRUSTED:
+                raise PolicyRefused("a block that is not trusted cannot answer for a person", hint="use `qo approve`")
             action.text("signoff_id")
             signoff, approved = signoff_id(action), _is_yes(action)
             record, step = _waiting_run(journal, signoff)

@@ -230,7 +230,7 @@ class UnknownValue:
     def _raise(self, *_: object) -> Any:
         raise Unknown
 
-    __bool__ = __iter__ = __len__ = __getitem__ = __eq__ = __str__ = __contains__ = __lt__ = __hash__ = _raise  # type: ignore[assignment]
+    __bool__ = __iter__ = __len__ = __getitem__ = __eq__ = __str__ = __contains__ = __lt__ = __hash__ = _raise
 
     def __getattr__(self, name: str) -> Any:
         raise Unknown

@@ -12,19 +12,30 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
+from prefect.futures import PrefectFuture
 from prefect.serializers import JSONSerializer
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Completed
 
 from quantum_orchestrator.blocks.errors import Interrupted
 
 Attempt = Callable[[], Awaitable[Mapping[str, Any]]]
 
-RESULTS = JSONSerializer(object_encoder=None, object_decoder=None)
+
+def encode_failure(value: Any) -> Any:
+    """Prefect also stores what a failed task raised: its name and text are enough."""
+    if isinstance(value, BaseException):
+        return {"type": type(value).__name__, "message": str(value)}
+    raise TypeError(f"a value of type {type(value).__name__} is not JSON")
+
+
+RESULTS = JSONSerializer(object_encoder=f"{__name__}.{encode_failure.__name__}", object_decoder=None)
+"""No decoder: reading a result never makes anything but JSON values."""
 
 
 @dataclass
@@ -66,7 +77,40 @@ class TaskOptions:
     """The journal holds the step's outputs: Prefect may take its own result instead of running it."""
 
 
-async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[State[Any]]) -> State[Any]:
+class Ended(PrefectFuture[None]):
+    """A task run that has ended, as something to wait for: it draws an edge, and order is all that it says.
+
+    Prefect would take a state as well, but looks into it, and knows the values in results by their address: a text that
+    two results share (a key of both) would draw an edge that is not there.
+    """
+
+    def __init__(self, state: State[Any]) -> None:
+        if state.state_details.task_run_id is None:
+            raise ValueError("the state is not a task run's")
+        self._id = state.state_details.task_run_id
+
+    @property
+    def task_run_id(self) -> UUID:
+        """Which task run."""
+        return self._id
+
+    @property
+    def state(self) -> State[Any]:
+        """It has ended; how is the engine's business, and its outputs go through the engine."""
+        return Completed(data="ended")  # without data, Prefect would look for a stored result
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Nothing to wait for."""
+
+    def add_done_callback(self, fn: Callable[[PrefectFuture[None]], None]) -> None:
+        """Called at once."""
+        fn(self)
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> None:
+        """Nothing to pass on."""
+
+
+async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended]) -> State[Any]:
     """Run one step as a task run of the flow run that this is called in; `after` draws the edges to it.
 
     The state is final; its exception is what the last attempt raised. An interrupted step's state is Cancelled.
@@ -74,7 +118,7 @@ async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[State
 
     async def step() -> Any:
         try:
-            return dict(await attempt())
+            return await attempt()
         except Interrupted:
             return Cancelled(message="the run was interrupted")
 

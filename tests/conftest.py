@@ -37,4 +37,7 @@ def prefect_server(user: Path) -> Iterator[str]:
         for name, value in server.client_environment(connection).items():
             patch.setenv(name, value)
         yield connection.api_url
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=10)  # or Prefect tries for a minute to reach a server that is gone
     server.stop(home())

@@ -208,6 +208,16 @@ def test_a_handled_failure_runs_its_handler(bench: Bench) -> None:
     assert bench.statuses() == {"risky": "failed", "risky/on_error/repair": "succeeded"}
 
 
+def test_a_handler_may_refer_to_the_steps_around_it_and_to_its_own(bench: Bench) -> None:
+    repair = [
+        {"id": "look", "op": "file.read", "with": {"path": "x"}},
+        write("repair", "y", "${{ steps.look.outputs.content }}${{ steps.before.outputs.bytes }}"),
+    ]
+    before = write("before", "x", "text")
+    assert bench.run(before, fail("f", on_error={"run": repair})).status is RunStatus.COMMITTED
+    assert bench.files() == {"x": "text", "y": "text4"}
+
+
 def test_a_handler_that_fails_fails_the_run(bench: Bench) -> None:
     outcome = bench.run(write("a", "x"), fail("f", on_error={"run": [fail("too")]}))
     assert outcome.status is RunStatus.ROLLED_BACK

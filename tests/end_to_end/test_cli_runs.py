@@ -1,0 +1,374 @@
+"""The commands that run sets, against a real server: what they print, what they exit with, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NOTE = {"id": "note", "op": "file.write", "with": {"path": "note.txt", "content": "hello\n"}}
+LOUD = {"id": "loud", "op": "file.append", "with": {"path": "note.txt", "content": "HELLO\n"}}
+GONE = {"id": "gone", "op": "file.delete", "with": {"path": "missing.txt"}}
+SIGN = {"id": "sign", "op": "approval", "with": {"message": "Ship it?"}}
+SHIP = {"id": "ship", "op": "file.write", "with": {"path": "shipped.txt", "content": "yes\n"}}
+LONG = {"id": "long", "op": "wait", "with": {"seconds": 60}, "needs": ["note"]}
+SHORT = {"id": "short", "op": "wait", "with": {"seconds": 1.5}, "needs": ["note"]}
+
+QO = [sys.executable, "-m", "quantum_orchestrator.deployments.cli"]
+
+WARM = """
+import json, os, sys
+import quantum_orchestrator.flows.orchestrate
+from quantum_orchestrator.deployments.cli import invoke
+
+for line in iter(sys.stdin.readline, ''):
+    job = json.loads(line)
+    if 'wait' in job:
+        print(os.waitstatus_to_exitcode(os.waitpid(job['wait'], 0)[1]), flush=True)
+        continue
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        continue
+    os.setsid()
+    for number, name in enumerate(job['streams']):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(job['folder'])
+    sys.stdin = open(0, closefd=False)
+    code = invoke(job['arguments'])
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
+"""
+"""A process that has imported Prefect once and forks one `qo` after another: each a process with streams, a folder and
+signals of its own, two seconds sooner."""
+
+
+@dataclass
+class Said:
+    """What one command line did. Every method checks one thing and gives the same object again."""
+
+    code: int
+    out: str
+    err: str
+
+    def exits(self, code: int) -> Said:
+        assert self.code == code, f"exit {self.code}\n{self.out}\n{self.err}"
+        assert "Traceback" not in self.err
+        return self
+
+    def prints(self, text: str) -> Said:
+        assert text in self.out, self.out
+        return self
+
+    def says(self, text: str) -> Said:
+        assert text in self.err, self.err
+        return self
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Running:
+    """A `qo` that has not ended yet."""
+
+    def __init__(self, warm: subprocess.Popen[str], folder: Path, arguments: tuple[str, ...], stdin: str) -> None:
+        self._warm = warm
+        self._folder = folder
+        name = f"{time.monotonic_ns()}"
+        self._streams = [folder / f".{name}.{stream}" for stream in ("in", "out", "err")]
+        self._streams[0].write_text(stdin)
+        work = folder / "work"
+        job = {"arguments": arguments, "folder": str(work), "streams": [str(path) for path in self._streams]}
+        self.pid = self._ask(job)
+
+    def _ask(self, job: object) -> int:
+        assert self._warm.stdin is not None
+        assert self._warm.stdout is not None
+        self._warm.stdin.write(json.dumps(job) + "\n")
+        self._warm.stdin.flush()
+        return int(self._warm.stdout.readline())
+
+    @property
+    def err(self) -> str:
+        return self._streams[2].read_text() if self._streams[2].exists() else ""
+
+    def until(self, text: str) -> Running:
+        deadline = time.monotonic() + 30
+        while text not in self.err:
+            assert time.monotonic() < deadline, self.err
+            time.sleep(0.02)
+        return self
+
+    def signal(self, number: int) -> Running:
+        os.kill(self.pid, number)
+        return self
+
+    def ended(self) -> Said:
+        code = self._ask({"wait": self.pid})
+        return Said(code, self._streams[1].read_text(), self.err)
+
+
+class Qo:
+    """`qo` in a workspace of its own, `work`; the sets are beside it."""
+
+    def __init__(self, warm: subprocess.Popen[str], folder: Path) -> None:
+        self._warm = warm
+        self.folder = folder
+        self.work = folder / "work"
+        self.work.mkdir()
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Said:
+        return self.begins(*arguments, stdin=stdin).ended()
+
+    def begins(self, *arguments: str, stdin: str = "") -> Running:
+        return Running(self._warm, self.folder, arguments, stdin)
+
+    def set(self, *instructions: object, **fields: object) -> str:
+        path = self.folder / "set.json"
+        path.write_text(json.dumps({"version": 1, "name": "test", **fields, "instructions": list(instructions)}))
+        return str(path)
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {path.name: path.read_text() for path in sorted(self.work.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A server of our own, as `qo up` starts it, and the process that forks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+            patch.delenv(name)
+        patch.setenv("QO_HOME", str(tmp_path_factory.mktemp("qo-home")))
+        up = subprocess.run([*QO, "up", "--json"], capture_output=True, text=True, check=True)
+        assert up.stderr.startswith("starting the local Prefect server (once; about 10 s)\n")
+        from quantum_orchestrator.blocks.home import home
+        from quantum_orchestrator.deployments import server
+
+        connection = server.find(home())
+        assert connection is not None
+        assert json.loads(up.stdout)["api_url"] == connection.api_url
+        settings = server.client_environment(connection)
+        with subprocess.Popen(
+            [sys.executable, "-c", WARM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **settings},
+        ) as process:
+            yield process
+            assert process.stdin is not None
+            process.stdin.close()
+        down = subprocess.run([*QO, "down"], capture_output=True, text=True, check=True)
+        assert down.stdout == "stopped the local Prefect server\n"
+
+
+@pytest.fixture
+def qo(warm: subprocess.Popen[str], tmp_path: Path) -> Qo:
+    return Qo(warm, tmp_path)
+
+
+class TestARunThatCommits:
+    def test_its_story_from_run_to_rollback(self, qo: Qo) -> None:
+        said = qo("run", qo.set(NOTE, LOUD), "--diff").exits(0)
+        said.prints("of 'test', 1 file changed (+2 −0) in ").prints("/runs/flow-run/").prints("\n+HELLO\n")
+        said.says("✓ note  file.write note.txt  ").says("✓ loud  file.append note.txt  ")
+        assert qo.files == {"note.txt": "hello\nHELLO\n"}
+        run_id = said.out.removeprefix("committed: run ").split()[0]
+
+        qo("status").exits(0).prints(f"{qo.work}: run {run_id} of 'test' committed\n  next: qo diff {run_id}\n")
+        qo("history").exits(0).prints("RUN ").prints(run_id).prints("committed")
+        qo("show", run_id).exits(0).prints("  ✓ note  file.write   succeeded  ")
+        qo("diff", run_id[:15]).exits(0).prints("+++ b/note.txt\n@@ -0,0 +1,2 @@\n+hello\n+HELLO\n")
+        qo("diff", run_id, "loud").exits(0).prints(" hello\n+HELLO\n")
+        qo("diff", "--stat").exits(0).prints("  note.txt  +2 −0\n1 file changed (+2 −0)\n")
+        qo("logs").exits(0).prints("step_finished succeeded note\n").prints("run_finished")
+        for command in ("status", "show", "diff"):
+            assert qo(command, "--json").exits(0).json["run_id"] == run_id
+        assert qo("history", "--json").exits(0).json["runs"][0]["run_id"] == run_id
+        qo("cancel").exits(3).says("nothing is at work")
+        qo("resume", run_id).exits(3).says("is committed: there is nothing to go on with")
+
+        qo("rollback", run_id, "--check").exits(0).prints("# rolling back run").prints("\n-HELLO\n")
+        assert qo.files == {"note.txt": "hello\nHELLO\n"}
+        qo("rollback", run_id).exits(0).prints(f"rolled back: run {run_id}, 1 path put back\n")
+        assert qo.files == {}
+        qo("rollback", run_id).exits(3).says("has been rolled back already")
+        qo("show").exits(0).prints("  ↶ note  file.write   rolled back")
+        assert qo("diff").exits(0).out == ""
+
+    def test_json_is_the_runs_document_and_nothing_else(self, qo: Qo) -> None:
+        document = qo("run", qo.set(NOTE), "--json", "-q").exits(0).json
+        assert set(document) >= {"run_id", "set", "status", "duration_s", "steps", "diff", "flow_run_id", "ui_url"}
+        assert set(document["steps"][0]) == {"id", "op", "status", "attempts", "duration_s", "outputs", "error"}
+        assert (document["status"], document["diff"]["files"]) == ("committed", 1)
+        assert qo("show", "--json").exits(0).json == document
+
+    def test_quiet_says_only_the_result(self, qo: Qo) -> None:
+        assert qo("run", qo.set(NOTE), "-q").exits(0).err == ""
+
+    def test_a_set_from_standard_input_in_a_workspace_that_is_made(self, qo: Qo) -> None:
+        document = json.dumps({"name": "piped", "workspace": "build/here", "instructions": [NOTE]})
+        qo("run", "-", stdin=document).exits(0).prints("of 'piped'")
+        assert (qo.work / "build/here/note.txt").read_text() == "hello\n"
+        qo("show", "--workspace", "build/here").exits(0).prints("of 'piped'")
+        run_id = qo("history", "--workspace", "build/here", "--json").json["runs"][0]["run_id"]
+        qo("show", run_id).exits(3).says(f"hint: it is in another one: --workspace {qo.work}/build/here")
+
+    def test_a_plan_is_run_as_it_was_made(self, qo: Qo) -> None:
+        file = qo.set(NOTE)
+        qo("plan", file, "-o", "../p.plan").exits(0)
+        qo.set(SHIP)
+        qo("run", "--plan", "../p.plan").exits(0).prints("committed")
+        assert qo.files == {"note.txt": "hello\n"}
+        qo("run", "--plan", "../p.plan").exits(4).says("the workspace has moved on since the plan was made: note.txt")
+
+
+class TestARunThatFails:
+    def test_it_is_rolled_back(self, qo: Qo) -> None:
+        said = qo("run", qo.set(NOTE, {**GONE, "needs": ["note"]}, {**LOUD, "needs": ["gone"]})).exits(1)
+        said.says("✗ gone  file.delete missing.txt").says("error: step gone: missing.txt: no such file").says("hint: ")
+        said.prints("rolled back: run ").prints("0 files changed (+0 −0)")
+        assert qo.files == {}
+        document = qo("show", "--json").exits(0).json
+        assert [step["status"] for step in document["steps"]] == ["rolled_back", "failed", "skipped"]
+        assert document["error"]["type"] == "OperationError"
+
+    def test_what_was_done_is_kept_on_demand(self, qo: Qo) -> None:
+        document = qo("run", qo.set(NOTE, GONE), "--on-failure", "keep", "--json").exits(1).json
+        assert document["status"] == "kept"
+        assert qo.files == {"note.txt": "hello\n"}
+
+    def test_a_paused_one_goes_on_when_resumed(self, qo: Qo) -> None:
+        file = qo.set(NOTE, {**GONE, "needs": ["note"]}, on_failure="pause")
+        qo("run", file).exits(4).prints("paused: run ").says("`qo resume ")
+        qo("status").exits(0).prints("is paused\n").prints("  next: qo resume ")
+        qo("run", file).exits(4).says("is paused").says("hint: `qo resume ")
+        (qo.work / "missing.txt").write_text("")
+        qo("resume").exits(0).prints("committed: run ")
+        assert qo.files == {"note.txt": "hello\n"}
+        qo("resume").exits(3).says("no unfinished run in this workspace")
+
+
+class TestApprovals:
+    def test_a_run_waits_is_approved_once_and_goes_on(self, qo: Qo) -> None:
+        document = json.dumps({"name": "test", "instructions": [NOTE, SIGN, SHIP]})
+        said = qo("run", "-", stdin=document).exits(5).prints("awaiting approval: run ")
+        run_id = said.out.removeprefix("awaiting approval: run ").split()[0]
+        said.says(f"waiting for the approval of sign: `qo approve {run_id}` or `qo reject {run_id}`\n").says("Ship it?")
+        assert qo("show", "--json").json["status"] == "awaiting_approval"
+        qo("status").exits(0).prints(f"waits for the approval of: sign\n  next: qo approve {run_id} sign\n")
+        qo("approve", run_id, "note").exits(3).says("step 'note' of run").says("does not wait")
+        qo("approve", run_id).exits(0).prints(f"committed: run {run_id} ")
+        assert qo.files == {"note.txt": "hello\n", "shipped.txt": "yes\n"}
+        qo("approve", run_id).exits(3).says("is committed, and was decided already")
+
+    def test_a_rejected_one_is_rolled_back(self, qo: Qo) -> None:
+        assert qo("run", qo.set(NOTE, SIGN, SHIP), "--json").exits(5).json["status"] == "awaiting_approval"
+        assert qo("reject", "--json").exits(0).json["status"] == "rolled_back"
+        assert qo.files == {}
+        qo("reject").exits(3).says("decided already")
+
+    def test_yes_approves_in_advance_but_not_for_untrusted_sets(self, qo: Qo) -> None:
+        qo("run", qo.set(SIGN, SHIP), "--yes").exits(0)
+        said = qo("run", qo.set(SIGN, SHIP, trust="untrusted"), "--yes").exits(5)
+        said.says("the set is untrusted: its approvals are not given in advance")
+        qo("rollback").exits(0)
+
+
+class TestARunAtWork:
+    def test_it_is_seen_refuses_others_and_ends_on_ctrl_c(self, qo: Qo) -> None:
+        running = qo.begins("run", qo.set(NOTE, LONG)).until("✓ note")
+        qo("status").exits(0).prints("is running\n").prints(f"  process {running.pid}, since ")
+        following = qo.begins("logs", "-f")
+        qo("run", qo.set(SHIP), "--no-wait").exits(4).says("another run").says("holds this workspace")
+        qo("approve").exits(3).says("is running: nothing waits for an approval")
+        qo("resume").exits(3).says("is at work")
+        running.signal(signal.SIGINT).ended().exits(130).prints("cancelled: run ").says("rolling back")
+        assert qo.files == {}
+        following.ended().exits(0).prints("step_finished succeeded note\n").prints("rolling_back")
+
+    def test_it_ends_when_it_is_cancelled(self, qo: Qo) -> None:
+        running = qo.begins("run", qo.set(NOTE, LONG)).until("✓ note")
+        qo("cancel").exits(0).prints("is cancelled\n").says("asked run ")
+        running.ended().exits(130)
+        assert qo.files == {}
+
+    def test_another_waits_for_it(self, qo: Qo) -> None:
+        first = qo.begins("run", qo.set(NOTE, SHORT)).until("✓ note")
+        second = (
+            qo("run", qo.set(LOUD)).exits(0).says(f"waiting for another run in this workspace (process {first.pid})")
+        )
+        first.ended().exits(0)
+        assert qo.files == {"note.txt": "hello\nHELLO\n"}, second.err
+
+    def test_a_dead_one_is_told_from_the_lock_and_settled_first(self, qo: Qo) -> None:
+        qo.begins("run", qo.set(NOTE, LONG)).until("✓ note").signal(signal.SIGKILL).ended()
+        assert qo("status", "--json").exits(0).json["status"] == "interrupted"
+        qo("run", qo.set(SHIP)).exits(4).says("died before its end").says("hint: `qo resume ")
+        qo("rollback").exits(0).prints("rolled back: run ")
+        assert qo.files == {}
+
+
+class TestTheOlderFormat:
+    def test_one_line_is_the_answer(self, qo: Qo) -> None:
+        action = {"type": "CREATE_OR_REPLACE_FILE", "path": "a.txt", "content": "a"}
+        block = json.dumps({"step_id": "one", "actions": [action, {"type": "ECHO", "message": "hi"}]})
+        said = qo("run", "-", stdin=block).exits(0)
+        assert said.out.count("\n") == 1
+        assert said.json["overall_success"] is True
+        assert [each["action_type"] for each in said.json["action_results"]] == ["CREATE_OR_REPLACE_FILE", "ECHO"]
+        assert qo.files == {"a.txt": "a"}
+
+    def test_a_bad_block_is_exit_1(self, qo: Qo) -> None:
+        said = qo("run", "-", stdin='{"step_id": "one", "actions": [{"type": "DANCE"}]}').exits(1)
+        assert said.json["overall_success"] is False
+
+
+class TestATerminal:
+    """`qo` on a pseudo-terminal: the live display, and a question that is answered by a key."""
+
+    def at_terminal(self, qo: Qo, *arguments: str, keys: dict[str, bytes]) -> tuple[int, str]:
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.chdir(qo.work)
+            os.environ["TERM"] = "xterm"
+            os.execv(sys.executable, [*QO, *arguments])
+        shown = b""
+        while select.select([terminal], [], [], 60)[0]:
+            try:
+                read = os.read(terminal, 65536)
+            except OSError:  # Linux says so when the other side is closed
+                break
+            shown += read
+            for question in [each for each in keys if each.encode() in shown]:
+                os.write(terminal, keys.pop(question))
+        os.close(terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+    def test_an_approval_is_asked_for_and_the_display_goes_on(self, qo: Qo) -> None:
+        file = qo.set(NOTE, SIGN, SHIP)
+        code, shown = self.at_terminal(qo, "run", file, keys={"approve? ": b"y"})
+        assert code == 0, shown
+        assert "sign: Ship it?" in shown
+        assert "\x1b[32m✓ ship" in shown
+        assert "of 3, " in shown, "the live display counts the steps"
+        assert shown.count("\x1b[?25h") >= shown.count("\x1b[?25l"), "the cursor is left visible"
+        assert qo.files == {"note.txt": "hello\n", "shipped.txt": "yes\n"}
+
+    def test_ctrl_c_at_the_question_interrupts_the_run(self, qo: Qo) -> None:
+        code, shown = self.at_terminal(qo, "run", qo.set(NOTE, SIGN, SHIP), keys={"approve? ": b"\x03"})
+        assert code == 130, shown
+        assert qo.files == {}

@@ -1,0 +1,200 @@
+"""What a run looks like in Prefect: a real server, read back through its API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from quantum_orchestrator.flows.inputs import resolve_inputs
+from quantum_orchestrator.flows.instruction_set import load
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+SET: dict[str, Any] = {
+    "name": "a set with {braces}",
+    "description": "Shown in the UI",
+    "tags": ["nightly"],
+    "instructions": [
+        {"id": "a", "op": "file.write", "with": {"path": "a.txt", "content": "a\n"}},
+        {"id": "b", "op": "file.write", "with": {"path": "b.txt", "content": "b\n"}},
+        {"id": "c", "op": "file.read", "with": {"path": "a.txt"}},
+        {"id": "d", "op": "echo", "with": {"message": "${{ steps.c.outputs.content }}"}, "needs": ["b"]},
+    ],
+}
+
+
+def run(document: Mapping[str, Any], root: Path, **options: Any) -> dict[str, Any]:
+    from quantum_orchestrator.flows.orchestrate import RunRequest, run_set
+
+    loaded = load(json.dumps(document).encode())
+    return asyncio.run(run_set(RunRequest(loaded, resolve_inputs(loaded, {}), root, **options)))
+
+
+def ask(question: Callable[[Any], Awaitable[Any]]) -> Any:
+    """The answer of the server, asked by Prefect's own client."""
+    from prefect import get_client
+
+    async def asking() -> Any:
+        async with get_client() as client:
+            return await question(client)
+
+    return asyncio.run(asking())
+
+
+def flow_run(document: Mapping[str, Any]) -> Any:
+    return ask(lambda client: client.read_flow_run(UUID(document["flow_run_id"])))
+
+
+def task_runs(document: Mapping[str, Any], expected: int) -> dict[str, Any]:
+    """The flow run's task runs by name; Prefect records them some time after they ended."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import TaskRunSort
+
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(document["flow_run_id"])]))
+    for _ in range(100):
+        found = ask(
+            lambda client: client.read_task_runs(flow_run_filter=chosen, limit=100, sort=TaskRunSort.END_TIME_DESC)
+        )
+        if len(found) >= expected and all(each.state.is_final() for each in found):
+            return {each.name: each for each in found}
+        time.sleep(0.1)
+    raise AssertionError(f"{[each.name for each in found]}")
+
+
+def artifacts(document: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {"artifacts": {"flow_run_id": {"any_": [document["flow_run_id"]]}}}
+    found = httpx.post(f"{os.environ['PREFECT_API_URL']}/artifacts/filter", json=chosen).json()
+    return {each["key"]: each["data"] for each in found}
+
+
+def test_the_flow_is_named_after_the_set_and_its_steps_are_tasks_with_edges(tmp_path: Path) -> None:
+    document = run(SET, tmp_path)
+    found = flow_run(document)
+    flow = ask(lambda client: client.read_flow(found.flow_id))
+    assert (flow.name, found.name, found.tags) == (SET["name"], document["run_id"], ["nightly"])
+    assert found.state.is_completed()
+    assert found.state.message.startswith("committed; 2 files changed")
+    runs = task_runs(document, 4)
+    assert set(runs) == {"a", "b", "c", "d"}
+    upstream = {name: {str(each.id) for each in one.task_inputs.get("wait_for", [])} for name, one in runs.items()}
+    ids = {name: str(one.id) for name, one in runs.items()}
+    assert upstream == {"a": set(), "b": set(), "c": {ids["a"]}, "d": {ids["b"], ids["c"]}}
+
+
+def test_plan_diff_and_progress_are_artifacts(tmp_path: Path) -> None:
+    found = artifacts(run(SET, tmp_path))
+    assert set(found) == {"a-set-with-braces-plan", "a-set-with-braces-diff", "a-set-with-braces-progress"}
+    assert "```mermaid" in found["a-set-with-braces-plan"]
+    assert "+++ b/a.txt" in found["a-set-with-braces-diff"]
+    assert float(found["a-set-with-braces-progress"]) == 100
+
+
+def test_results_are_json_without_classes(tmp_path: Path, user: Path) -> None:
+    run(SET, tmp_path)
+    stored = [path for path in (user / "qo").rglob("qo-*") if path.is_file()]
+    assert stored
+    for path in stored:
+        record = json.loads(path.read_text())
+        assert record["metadata"]["serializer"]["type"] == "json"
+        assert record["metadata"]["serializer"]["object_decoder"] is None
+
+
+def test_retries_are_prefects(tmp_path: Path) -> None:
+    flaky = {
+        "id": "flaky",
+        "op": "script.run",
+        "with": {"shell": "echo try >> ../tries; test $(wc -l < ../tries) -ge 3"},
+        "retries": 2,
+        "retry_delay": [0.05, 0.1],
+    }
+    root = tmp_path / "workspace"
+    root.mkdir()
+    document = run({"name": "flaky", "instructions": [flaky]}, root)
+    assert document["steps"][0]["attempts"] == 3
+    assert task_runs(document, 1)["flaky"].run_count == 3
+
+
+def test_a_failed_run_is_failed_in_prefect_too(tmp_path: Path) -> None:
+    steps = [SET["instructions"][0], {"id": "no", "op": "assert", "with": {"that": False, "message": "no"}}]
+    document = run({"name": "fails", "instructions": steps}, tmp_path)
+    assert document["status"] == "rolled_back"
+    assert list(tmp_path.iterdir()) == []
+    state = flow_run(document).state
+    assert state.is_failed()
+    assert "rolled back at step no" in state.message
+    assert task_runs(document, 2)["no"].state.is_failed()
+
+
+def test_prefects_time_out_ends_the_step(tmp_path: Path) -> None:
+    slow = {"id": "slow", "op": "script.run", "with": {"shell": "echo x > x; sleep 30"}, "timeout": 0.5}
+    started = time.monotonic()
+    document = run({"name": "slow", "instructions": [slow]}, tmp_path)
+    assert time.monotonic() - started < 20
+    assert document["steps"][0]["error"]["type"] == "TimedOut"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_approval_pauses_the_flow_run_which_then_goes_on(tmp_path: Path) -> None:
+    from quantum_orchestrator.flows.orchestrate import RunRequest, carry_on, open_journal, restored
+
+    approval = {"id": "ok", "op": "approval", "with": {"message": "go on?"}}
+    last = {"id": "z", "op": "file.write", "with": {"path": "z.txt", "content": "z\n"}}
+    waiting = run({"name": "waits", "instructions": [*SET["instructions"], approval, last]}, tmp_path)
+    assert waiting["status"] == "awaiting_approval"
+    assert flow_run(waiting).state.is_paused()
+    journal = open_journal(tmp_path)
+    assert journal.decide(waiting["run_id"], "ok", approved=True, actor="ada")
+    record = journal.run(waiting["run_id"])
+    journal.close()
+    assert record is not None
+    document = asyncio.run(carry_on(RunRequest(*restored(record), tmp_path), record.id))
+    assert (document["status"], document["flow_run_id"]) == ("committed", waiting["flow_run_id"])
+    assert flow_run(document).state.is_completed()
+    assert (tmp_path / "z.txt").exists()
+    runs = task_runs(document, 6)
+    assert runs["z"].state.name == "Completed"
+
+
+def test_a_second_run_does_not_start_beside_one_that_waits(tmp_path: Path) -> None:
+    from quantum_orchestrator.blocks.errors import NeedsAttention
+
+    run({"name": "waits", "instructions": [{"id": "ok", "op": "approval", "with": {"message": "?"}}]}, tmp_path)
+    with pytest.raises(NeedsAttention, match="is awaiting approval"):
+        run(SET, tmp_path)
+
+
+def test_the_deployable_flow_takes_a_set_as_a_parameter_with_a_form(tmp_path: Path) -> None:
+    from quantum_orchestrator.flows.orchestrate import orchestrate
+
+    schema = (
+        orchestrate.parameters.model_dump() if hasattr(orchestrate.parameters, "model_dump") else orchestrate.parameters
+    )
+    form = json.dumps(schema, default=str)
+    assert "instruction_set" in form
+    assert "What to do; the outcome is as if one by one" in form
+    state = asyncio.run(orchestrate(instruction_set=SET, workspace=str(tmp_path), return_state=True))
+    assert state.is_completed()
+    assert (tmp_path / "a.txt").read_text() == "a\n"
+
+
+def test_runs_in_different_workspaces_run_side_by_side(tmp_path: Path) -> None:
+    from quantum_orchestrator.flows.orchestrate import RunRequest, run_set
+
+    loaded = load(json.dumps(SET).encode())
+    roots = [tmp_path / name for name in ("one", "two")]
+    for root in roots:
+        root.mkdir()
+
+    async def both() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(run_set(RunRequest(loaded, {}, root)) for root in roots))
+
+    assert [document["status"] for document in asyncio.run(both())] == ["committed", "committed"]
