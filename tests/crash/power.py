@@ -1,0 +1,121 @@
+"""A power cut: what the disk holds at a moment, without anything that the system still has in memory.
+
+Workspace and state folder lie on file systems of their own, in image files that are mounted through loop devices with
+no periodic write-back. Copying the images while a run is under way gives what a cut at that moment would leave: only
+what was synced. Needs root and loop devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+MEGABYTES = 24
+
+
+def can_cut() -> bool:
+    """Whether this machine lets us mount images."""
+    return os.geteuid() == 0 and Path("/dev/loop-control").exists()
+
+
+class Disks:
+    """Two mounted images: `workspace` and `state`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = {name: folder / f"{name}.img" for name in ("workspace", "state")}
+        self.mounts = {name: folder / name for name in self.images}
+
+    @property
+    def root(self) -> Path:
+        """The workspace: a folder inside, as ext4 keeps a `lost+found` at the top."""
+        return self.mounts["workspace"] / "root"
+
+    def make(self) -> None:
+        """Make and mount empty file systems."""
+        self.folder.mkdir(parents=True)
+        for image in self.images.values():
+            with image.open("wb") as file:
+                file.truncate(MEGABYTES * 1024 * 1024)
+            _call("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image))
+        self.mount()
+        self.root.mkdir()
+
+    def mount(self) -> None:
+        """Mount both; the state folder becomes `$QO_HOME`."""
+        for name, image in self.images.items():
+            self.mounts[name].mkdir(exist_ok=True)
+            _call("mount", "-o", "loop,commit=600,noatime", str(image), str(self.mounts[name]))
+        os.environ["QO_HOME"] = str(self.mounts["state"] / "home")
+
+    def unmount(self) -> None:
+        """Unmount both."""
+        for mount in self.mounts.values():
+            _call("umount", str(mount))
+
+    def sync(self) -> None:
+        """Write out all that there is, so that a cut loses only what comes after."""
+        for mount in self.mounts.values():
+            _call("sync", "-f", str(mount))
+
+    def cut(self, folder: Path) -> Disks:
+        """What the disks would hold if the power went now."""
+        folder.mkdir(parents=True)
+        left = Disks(folder)
+        for name, image in self.images.items():
+            shutil.copyfile(image, left.images[name])
+        return left
+
+
+def _call(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def disks(folder: Path) -> Iterator[Disks]:
+    """Mounted disks, unmounted at the end whatever happens."""
+    made = Disks(folder)
+    made.make()
+    try:
+        yield made
+    finally:
+        made.unmount()
+
+
+def cut_at(point: str, before: Disks, folder: Path, act: Callable[[], Any]) -> Disks:
+    """Run `act` in a child up to the point (or to its end, for `end`), and cut the power there."""
+    from tests.crash.points import watch
+
+    reached_read, reached_write = os.pipe()
+    go_read, go_write = os.pipe()
+
+    def stop() -> None:
+        os.close(reached_write)
+        os.read(go_read, 1)
+
+    def at(name: str) -> None:
+        if name == point:
+            stop()
+            os._exit(0)
+
+    pid = os.fork()
+    if pid == 0:
+        os.close(reached_read)
+        os.close(go_write)
+        with watch(at):
+            act()
+        stop()
+        os._exit(0)
+    os.close(reached_write)
+    os.close(go_read)
+    os.read(reached_read, 1)  # end of file: the point is reached
+    left = before.cut(folder)
+    os.close(go_write)
+    os.close(reached_read)
+    os.waitpid(pid, 0)
+    return left
