@@ -65,6 +65,7 @@ _SETTINGS = {
     # What would run a program.
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
+    "diff.autoRefreshIndex": "false",  # looking must not write
     "core.sshCommand": "ssh -oBatchMode=yes",
     "core.askPass": "",
     "core.alternateRefsCommand": "true",

@@ -156,7 +156,7 @@ def _fastapi() -> Check:
     found = version("fastapi")
     numbers = tuple(int(part) for part in found.split(".")[:2])
     return _judged(
-        "fastapi", numbers < (0, 155), found, f"Prefect 3.8 does not start with 0.155 or newer; {_LOCK_HINT}"
+        "fastapi", numbers < (0, 151), found, f"Prefect 3.8 needs one below 0.151; {_LOCK_HINT}"
     )
 
 

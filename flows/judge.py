@@ -430,7 +430,10 @@ class CallJudge:
             return
         called = self.parameters.get("set")
         name = self.parameters.get("file")
-        if isinstance(called, dict):
+        if isinstance(called, str) and expressions.holds_expression(called):
+            problem, hint = "the called set must be known before the run", "write it in place, or name its `file`"
+            self.faults.add(f"{self.pointer}/set", problem, hint=hint)
+        elif isinstance(called, dict):
             SetJudge(called, f"{self.pointer}/set", self.faults, self.caller.around, self.shared).judge()
         elif isinstance(name, str) and called is None:
             called = self._from_file(name)

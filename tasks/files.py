@@ -164,6 +164,7 @@ class FileAppend(Operation[AppendParameters, Written]):
     and does not end with one.
     """
 
+    example_files: ClassVar = {"log.txt": "the first line"}
     example: ClassVar = {"path": "log.txt", "content": "one more line\n", "newline": "if-missing"}
 
     def effects(self, parameters: AppendParameters) -> Effects:
@@ -378,6 +379,7 @@ class FileDelete(Operation[DeleteParameters, Nothing]):
     A folder that is not empty needs `recursive`; links are deleted, never followed.
     """
 
+    example_files: ClassVar = {"build/output.txt": ""}
     example: ClassVar = {"path": "build", "recursive": True, "missing_ok": True}
 
     def effects(self, parameters: DeleteParameters) -> Effects:
@@ -598,6 +600,7 @@ class FileList(Operation[ListParameters, ListOutputs]):
     looked into.
     """
 
+    example_files: ClassVar = {"source/main.py": "", "readme.txt": ""}
     example: ClassVar = {"path": ".", "glob": "**/*.py"}
 
     def effects(self, parameters: ListParameters) -> Effects:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -175,6 +175,8 @@ class DiffOutputs(Outputs):
 class Diff(Operation[DiffParameters, DiffOutputs]):
     """Compare the files, the index and commits."""
 
+    example: ClassVar[Mapping[str, Any]] = {"ref": "HEAD", "paths": ["README.md"]}
+
     def effects(self, parameters: DiffParameters) -> Effects:
         """Reads everything."""
         return READS_ALL
@@ -228,6 +230,8 @@ class LogOutputs(Outputs):
 class Log(Operation[LogParameters, LogOutputs]):
     """List commits."""
 
+    example: ClassVar[Mapping[str, Any]] = {"max_count": 5}
+
     def effects(self, parameters: LogParameters) -> Effects:
         """Reads the repository."""
         return Effects(reads=(GIT_FOLDER,), predictable=False)
@@ -272,6 +276,8 @@ class InitOutputs(Outputs):
 class Init(Operation[InitParameters, InitOutputs]):
     """Make the workspace a repository, unless it is one."""
 
+    example: ClassVar[Mapping[str, Any]] = {"branch": "main"}
+
     def effects(self, parameters: InitParameters) -> Effects:
         """Writes the repository."""
         return WRITES_GIT
@@ -309,6 +315,9 @@ class AddOutputs(Outputs):
 @operation("git.add")
 class Add(Operation[AddParameters, AddOutputs]):
     """Put the state of files into the index: new, changed and deleted ones."""
+
+    example_files: ClassVar[Mapping[str, str]] = {"notes.txt": "First note\n"}
+    example: ClassVar[Mapping[str, Any]] = {"paths": ["notes.txt"]}
 
     def effects(self, parameters: AddParameters) -> Effects:
         """Reads its paths, writes the repository."""
@@ -372,6 +381,9 @@ class MadeCommitOutputs(Outputs):
 class Commit(Operation[CommitParameters, MadeCommitOutputs]):
     """Commit what is in the index. No hook runs, and nothing is signed."""
 
+    example_files: ClassVar[Mapping[str, str]] = {"notes.txt": "First note\n"}
+    example: ClassVar[Mapping[str, Any]] = {"message": "Add the first note", "all": True}
+
     def effects(self, parameters: CommitParameters) -> Effects:
         """Writes the repository; reads everything with `all`."""
         reads = EVERYTHING if parameters.all else GIT_FOLDER
@@ -419,6 +431,8 @@ class TagParameters(Authored):
 class Tag(Operation[TagParameters, CommitOutputs]):
     """Tag a commit."""
 
+    example: ClassVar[Mapping[str, Any]] = {"name": "v1.0", "message": "The first release"}
+
     def effects(self, parameters: TagParameters) -> Effects:
         """Writes the repository."""
         return WRITES_GIT
@@ -460,6 +474,8 @@ class BranchOutputs(Outputs):
 @operation("git.branch")
 class Branch(Operation[BranchParameters, BranchOutputs]):
     """Make a branch, and switch to it if that is asked for."""
+
+    example: ClassVar[Mapping[str, Any]] = {"name": "topic", "checkout": True}
 
     def effects(self, parameters: BranchParameters) -> Effects:
         """Writes the repository, and the files when it switches to something else than the last commit."""
@@ -512,6 +528,8 @@ class CheckoutOutputs(Outputs):
 class Checkout(Operation[CheckoutParameters, CheckoutOutputs]):
     """Switch the files to a branch or a revision. Changes that would be lost are an error."""
 
+    example: ClassVar[Mapping[str, Any]] = {"ref": "feature"}
+
     def effects(self, parameters: CheckoutParameters) -> Effects:
         """Everything."""
         return WRITES_ALL
@@ -542,6 +560,8 @@ class MergeOutputs(CommitOutputs):
 @operation("git.merge")
 class Merge(Operation[MergeParameters, MergeOutputs]):
     """Merge a branch into the current one. With conflicts it fails, and leaves nothing behind."""
+
+    example: ClassVar[Mapping[str, Any]] = {"ref": "feature", "no_ff": True}
 
     def effects(self, parameters: MergeParameters) -> Effects:
         """Everything."""
@@ -577,6 +597,8 @@ class RevertParameters(Authored):
 @operation("git.revert")
 class Revert(Operation[RevertParameters, CommitOutputs]):
     """Make a commit that takes an earlier one back. With conflicts it fails, and leaves nothing behind."""
+
+    example: ClassVar[Mapping[str, Any]] = {"commit": "HEAD"}
 
     def effects(self, parameters: RevertParameters) -> Effects:
         """Everything."""

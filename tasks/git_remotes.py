@@ -7,6 +7,8 @@ has succeeded. Credentials in URLs never reach a message or an output.
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -51,6 +53,8 @@ class FetchOutputs(Outputs):
 class Fetch(Operation[RemoteParameters, FetchOutputs]):
     """Bring the commits and branches of a remote into the repository; no branch of its own and no file changes."""
 
+    example: ClassVar[Mapping[str, Any]] = {"remote": "origin"}
+
     def effects(self, parameters: RemoteParameters) -> Effects:
         """Writes the repository."""
         return WRITES_GIT
@@ -77,6 +81,8 @@ class PushOutputs(Outputs):
 @operation("git.push")
 class Push(Operation[RemoteParameters, PushOutputs]):
     """Take commits to a remote: the current branch, or what `refspec` says. It cannot be undone."""
+
+    example: ClassVar[Mapping[str, Any]] = {"remote": "origin", "refspec": "main"}
 
     def effects(self, parameters: RemoteParameters) -> Effects:
         """Writes the repository (what it knows of the remote), and acts outside of the workspace."""
@@ -132,6 +138,8 @@ class CloneOutputs(Outputs):
 @operation("git.clone")
 class Clone(Operation[CloneParameters, CloneOutputs]):
     """Clone a repository into a folder of the workspace. Submodules are left out."""
+
+    example: ClassVar[Mapping[str, Any]] = {"url": "https://example.org/library.git", "path": "library", "depth": 1}
 
     def effects(self, parameters: CloneParameters) -> Effects:
         """Writes the folder."""

@@ -65,12 +65,45 @@ FolderPath = Annotated[str, AfterValidator(_judge_folder), Field(json_schema_ext
 """The same where a folder is meant: `.` is the workspace itself."""
 
 
+class Unknown(Exception):
+    """A value that only a run can know was needed to plan."""
+
+
+class UnknownValue:
+    """Stands for a parameter whose expression refers to a step that has not run. Any use raises Unknown."""
+
+    __slots__ = ()
+
+    def _raise(self, *_: object) -> Any:
+        raise Unknown
+
+    __bool__ = __iter__ = __len__ = __getitem__ = __eq__ = __str__ = __contains__ = __lt__ = __hash__ = _raise
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unknown
+
+    def __repr__(self) -> str:
+        return "UNKNOWN"
+
+
+UNKNOWN = UnknownValue()
+
+
+def _require_known(path: object) -> None:
+    """A path that only a run can know must not get into the plan unnoticed."""
+    if isinstance(path, UnknownValue):
+        raise Unknown
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """A path, or with `subtree` everything at and below it."""
 
     path: str
     subtree: bool = False
+
+    def __post_init__(self) -> None:
+        _require_known(self.path)
 
 
 EVERYTHING = Access(ROOT, subtree=True)
@@ -93,6 +126,10 @@ class Effects:
     """Nothing may be moved across it, not even what touches other paths."""
     irreversible: bool = False
     """It acts outside the workspace and cannot be undone: it waits until everything else has succeeded."""
+
+    def __post_init__(self) -> None:
+        for path in self.makes:
+            _require_known(path)
 
 
 class CancelToken:
@@ -216,27 +253,3 @@ def operation(name: str) -> Callable[[OperationClass], OperationClass]:
         return cls
 
     return declare
-
-
-class Unknown(Exception):
-    """A value that only a run can know was needed to plan."""
-
-
-class UnknownValue:
-    """Stands for a parameter whose expression refers to a step that has not run. Any use raises Unknown."""
-
-    __slots__ = ()
-
-    def _raise(self, *_: object) -> Any:
-        raise Unknown
-
-    __bool__ = __iter__ = __len__ = __getitem__ = __eq__ = __str__ = __contains__ = __lt__ = __hash__ = _raise
-
-    def __getattr__(self, name: str) -> Any:
-        raise Unknown
-
-    def __repr__(self) -> str:
-        return "UNKNOWN"
-
-
-UNKNOWN = UnknownValue()

@@ -85,6 +85,7 @@ class Format(Operation[FormatParameters, FormatOutputs]):
     All or nothing: a file with a syntax error fails the step, and no other is changed.
     """
 
+    example_files: ClassVar[Mapping[str, str]] = {"app.py": "print( 'Hello' )\n"}
     example: ClassVar[Mapping[str, Any]] = {"paths": ["."]}
 
     def effects(self, parameters: FormatParameters) -> Effects:
@@ -152,6 +153,7 @@ class LintOutputs(Outputs):
 class Lint(Operation[LintParameters, LintOutputs]):
     """Check Python files with ruff, under the project's configuration, and fix what can safely be fixed."""
 
+    example_files: ClassVar[Mapping[str, str]] = {"app.py": 'import os\n\nprint("Hello")\n'}
     example: ClassVar[Mapping[str, Any]] = {"paths": ["."], "fix": True}
 
     def effects(self, parameters: LintParameters) -> Effects:
@@ -315,6 +317,7 @@ class Score(Operation[ScoreParameters, ScoreOutputs]):
     the project counts: the same code has the same score everywhere.
     """
 
+    example_files: ClassVar[Mapping[str, str]] = {"app.py": "def double(number):\n    return 2 * number\n"}
     example: ClassVar[Mapping[str, Any]] = {"paths": ["."]}
 
     def effects(self, parameters: ScoreParameters) -> Effects:

@@ -24,7 +24,15 @@ class UnknownOperation(InvalidInput):
 
 @cache
 def _points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        known = points.setdefault(point.name, point)
+        if known.module != point.module:
+            raise InvalidInput(
+                f"two packages bring operations as {point.name!r}: {known.module} and {point.module}",
+                hint="uninstall one of them; a package names its operations after itself",
+            )
+    return points
 
 
 def _load(point: EntryPoint) -> None:

@@ -6,6 +6,8 @@ Prints figures, and as JSON with `--json`; exits with 1 if a promise was broken.
 from __future__ import annotations
 
 import argparse
+import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,7 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.crash.cases import Bench, Violation, points_of
+from tests.crash.cases import Bench, Violation, in_child, points_of, recover, run_set
+from tests.crash.points import kill_at
 from tests.crash.scenarios import SCENARIOS, Scenario
 
 
@@ -32,13 +35,18 @@ def kills(bench: Bench, every: int) -> Iterator[tuple[str, str, str | None]]:
             yield middle, way, again
 
 
+def faults(bench: Bench, every: int) -> Iterator[tuple[str, int]]:
+    """Errors of the system at every writing call, each in its turn."""
+    errors = itertools.cycle((errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EACCES))
+    before = [point for point in bench.points if point.endswith("before") and not point.startswith("begin")]
+    yield from zip(before[:: 2 * every], errors, strict=False)
+
+
 def recovery_points(bench: Bench, point: str, way: str) -> list[str]:
     """The points that a recovery reaches after a kill at the point."""
-    from tests.crash.cases import in_child, kill_at, run_set
-
     with bench.workspace() as root:
         in_child(lambda: run_set(root, bench.scenario), kill_at(point))
-        return points_of(lambda: bench.recover(root, way))
+        return points_of(lambda: recover(root, bench.scenario, way))
 
 
 def examine(work: tuple[Scenario, str, int]) -> dict[str, Any]:
@@ -51,6 +59,9 @@ def examine(work: tuple[Scenario, str, int]) -> dict[str, Any]:
     for point, way, again in kills(bench, every):
         count += 1
         violations += bench.case(point, way, again)
+    for point, number in faults(bench, every):
+        count += 1
+        violations += bench.fault(point, number)
     return {
         "scenario": scenario.name,
         "points": len(bench.points),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -25,8 +26,11 @@ from quantum_orchestrator.flows.engine import Attempt, Outputs, Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import OnFailure, load_object
 from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.recover import rollback
-from tests.crash.points import At, kill_at, watch
+from quantum_orchestrator.tasks import registry
+from tests.crash.points import At, fail_at, kill_at, watch
 from tests.crash.scenarios import Scenario, git
+
+registry.every()  # once, before any child is forked
 
 RUN = "r1"
 KILLED = -9
@@ -136,6 +140,22 @@ def _observe_repository(root: Path) -> list[str]:
     return [head, *histories, git(root, "ls-files", "-s"), *leftovers]
 
 
+def recover(root: Path, scenario: Scenario, way: str) -> str | None:
+    """Bring the run to an end; what went wrong, if anything did."""
+    status = status_of(root)
+    if way == "resume":
+        if status not in ("committed", "rolled_back"):
+            run_set(root, scenario)
+        return None
+    if status in ("committed", "rolled_back", "absent"):
+        return None
+    try:
+        rollback(root, None)
+    except QuantumError as error:
+        return f"{error.message} ({error.hint})"
+    return None
+
+
 @dataclass(frozen=True)
 class Violation:
     """A promise that was not kept."""
@@ -179,24 +199,26 @@ class Bench:
             if code not in (KILLED, 0):
                 return [Violation(name, f"the run exited with {code}")]
             if again:
-                in_child(lambda: self.recover(root, way), kill_at(again))
-            code, problem = in_child(lambda: self.recover(root, way))
+                in_child(lambda: recover(root, self.scenario, way), kill_at(again))
+            code, problem = in_child(lambda: recover(root, self.scenario, way))
             return [Violation(name, what) for what in self._judge(root, way, code, problem)]
 
-    def recover(self, root: Path, way: str) -> str | None:
-        """Bring the run to an end; what went wrong, if anything did."""
-        status = status_of(root)
-        if way == "resume":
-            if status not in ("committed", "rolled_back"):
-                run_set(root, self.scenario)
-            return None
-        if status in ("committed", "rolled_back", "absent"):
-            return None
-        try:
-            rollback(root, None)
-        except QuantumError as error:
-            return f"{error.message} ({error.hint})"
-        return None
+    def fault(self, point: str, number: int) -> list[Violation]:
+        """Let the call at the point fail with an error of the system: a clear error, and all or nothing."""
+        name = f"{self.scenario.name}: {errno.errorcode[number]} at {point}"
+
+        def attempt() -> str:
+            try:
+                return run_set(root, self.scenario)
+            except QuantumError as error:
+                return f"{error.message} ({error.hint})"
+
+        with self.workspace() as root:
+            code, _ = in_child(attempt, fail_at(point, number))
+            if code != 0:
+                return [Violation(name, f"the run exited with {code}: an error that nobody explains")]
+            code, problem = in_child(lambda: recover(root, self.scenario, "rollback"))
+            return [Violation(name, what) for what in self._judge(root, "rollback", code, problem)]
 
     def _judge(self, root: Path, way: str, code: int, problem: str | None) -> Iterator[str]:
         if code != 0:

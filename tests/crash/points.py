@@ -8,6 +8,7 @@ count; a point's name is the function, the order of its call and the side, as in
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sqlite3
@@ -68,8 +69,21 @@ def watch(at: At) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in CALLS:
             stack.enter_context(mock.patch.object(os, name, counting(name, getattr(os, name))))
-        stack.enter_context(mock.patch.object(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Database)))
+        stack.enter_context(mock.patch.object(sqlite3, "connect", lambda *a, **k: connect(*a, **{"factory": Database, **k})))
         yield
+
+
+def fail_at(chosen: str, number: int) -> At:
+    """Raise the system's error with this number (ENOSPC, EIO, …) in place of the call, once."""
+
+    def at(point: str) -> None:
+        if point != chosen:
+            return
+        if point.split()[0] in ("begin", "insert", "update", "delete", "commit"):
+            raise sqlite3.OperationalError("database or disk is full" if number == errno.ENOSPC else "disk I/O error")
+        raise OSError(number, os.strerror(number))
+
+    return at
 
 
 def kill_at(chosen: str) -> At:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,12 @@ class Disks:
     def unmount(self) -> None:
         """Unmount both."""
         for mount in self.mounts.values():
-            _call("umount", str(mount))
+            for _ in range(100):  # a process that is just ending may hold it
+                if subprocess.run(["umount", str(mount)], capture_output=True).returncode == 0:
+                    break
+                time.sleep(0.02)
+            else:
+                _call("umount", str(mount))
 
     def sync(self) -> None:
         """Write out all that there is, so that a cut loses only what comes after."""
@@ -67,6 +73,7 @@ class Disks:
         """What the disks would hold if the power went now."""
         folder.mkdir(parents=True)
         left = Disks(folder)
+        left.mounts = self.mounts  # the same paths: a journal is found by its workspace's
         for name, image in self.images.items():
             shutil.copyfile(image, left.images[name])
         return left
@@ -107,10 +114,12 @@ def cut_at(point: str, before: Disks, folder: Path, act: Callable[[], Any]) -> D
     if pid == 0:
         os.close(reached_read)
         os.close(go_write)
-        with watch(at):
-            act()
-        stop()
-        os._exit(0)
+        try:
+            with watch(at):
+                act()
+            stop()
+        finally:
+            os._exit(0)
     os.close(reached_write)
     os.close(go_read)
     os.read(reached_read, 1)  # end of file: the point is reached

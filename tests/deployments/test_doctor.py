@@ -34,14 +34,14 @@ def test_a_good_installation_has_no_complaint(tmp_path: Path) -> None:
 def test_every_complaint_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setattr(doctors, "version", lambda _name: "0.155.1")
+    monkeypatch.setattr(doctors, "version", lambda _name: "0.151.0")
     monkeypatch.setattr(doctors, "_ENOUGH_BYTES", 2**70)
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(0o777)
     bad = {check.name: check for check in doctor(tmp_path / "state") if not check.ok}
     assert set(bad) >= {"git", "state folder", "disk space", "Prefect", "fastapi", "Prefect API"}
     assert all(check.hint for check in bad.values())
-    assert "does not start with 0.155" in bad["fastapi"].hint
+    assert "needs one below 0.151" in bad["fastapi"].hint
     assert "Connection refused" in bad["Prefect API"].detail
 
 

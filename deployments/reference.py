@@ -1,0 +1,310 @@
+"""The reference pages in `docs/`, made from what they describe: `python -m quantum_orchestrator.deployments.reference`.
+
+Operations are described by their models, the document by its JSON Schema, commands by their own help. Nothing is said
+here that the code could say; a test compares the committed pages with what this makes, so that they are never behind.
+This module starts nothing and must not import Prefect.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantum_orchestrator.flows.document import DURATION_PATTERN, LONE_EXPRESSION_PATTERN
+from quantum_orchestrator.tasks.operation import AnyOperation
+
+Schema = Mapping[str, Any]
+FOLDER = "docs"
+MADE = (
+    "<!-- Made by `python -m quantum_orchestrator.deployments.reference`. Change what it describes, not this page. -->"
+)
+FAMILIES = {
+    "file": "Files",
+    "script": "Scripts",
+    "git": "Git",
+    "quality": "Quality of Python code",
+    "http": "HTTP",
+    "": "Control",
+}
+"""Titles of the families, in the order of the page; operations with no family in their name steer the run."""
+
+
+def main() -> None:
+    """Write the pages to the folder that is named, or to `docs`."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{folder / name}\n")
+
+
+def pages() -> dict[str, str]:
+    """The text of every page by its file name."""
+    from quantum_orchestrator.flows.schema import document_schema
+    from quantum_orchestrator.tasks import registry
+
+    schema = document_schema()
+    return {
+        "command-line.md": _joined(_command_line()),
+        "instruction-set.md": _joined(_instruction_set(schema)),
+        "instruction-set.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        "operations.md": _joined(_operations(registry.every())),
+    }
+
+
+def _joined(blocks: Iterable[str]) -> str:
+    return "\n\n".join(blocks) + "\n"
+
+
+# Values and tables.
+
+
+def type_words(schema: Schema, definitions: Schema) -> str:
+    """What a JSON Schema admits, in words."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(type_words(each, definitions) for each in schema["anyOf"]))
+    if "$ref" in schema:
+        name = str(schema["$ref"]).rpartition("/")[2]
+        target = definitions.get(name, {})
+        return _label(name) if target.get("type") == "object" else type_words(target, definitions)
+    if "enum" in schema or "const" in schema:
+        return " or ".join(f"`{json.dumps(each)}`" for each in schema.get("enum", [schema.get("const")]))
+    return _plain_type(schema, definitions)
+
+
+def _plain_type(schema: Schema, definitions: Schema) -> str:
+    kind = schema.get("type")
+    if kind == "array":
+        items = schema.get("items") or {}
+        return f"list of {type_words(items, definitions)}" if items else "list"
+    if kind == "string":
+        return _text_type(schema)
+    names = {None: "any JSON value", "integer": "whole number", "boolean": "true or false"}
+    return names.get(kind, str(kind))
+
+
+def _text_type(schema: Schema) -> str:
+    patterns = {DURATION_PATTERN: "duration", LONE_EXPRESSION_PATTERN: "expression"}
+    formats = {"workspace-path": "path", "workspace-folder": "path", "workspace-glob": "glob"}
+    return patterns.get(schema.get("pattern", "")) or formats.get(schema.get("format", ""), "text")
+
+
+def _label(name: str) -> str:
+    return f"`{name.rpartition('.')[2]}`"
+
+
+def _fields(model: Schema, definitions: Schema) -> str:
+    """A table of a model's fields."""
+    required = model.get("required", ())
+    rows = []
+    for name, field in model.get("properties", {}).items():
+        default = "required" if name in required else _default(field)
+        rows.append([f"`{name}`", _without_null(type_words(field, definitions)), default, _text(field)])
+    return _table(["name", "type", "default", "meaning"], rows)
+
+
+def _outputs(model: Schema, definitions: Schema) -> str:
+    """A table of what a step gives."""
+    fields = model.get("properties", {}).items()
+    rows = [[f"`{name}`", type_words(field, definitions), _text(field)] for name, field in fields]
+    return _table(["name", "type", "meaning"], rows)
+
+
+def _without_null(words: str) -> str:
+    return words.replace(" or null", "")
+
+
+def _default(field: Schema) -> str:
+    default = field.get("default")
+    return "" if default in (None, "", [], {}) else f"`{json.dumps(default, ensure_ascii=False)}`"
+
+
+def _text(field: Schema) -> str:
+    return " ".join(str(field.get("description", "")).split()).removesuffix(".")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+def _code(value: object) -> str:
+    return f"```json\n{json.dumps(value, indent=2, ensure_ascii=False)}\n```"
+
+
+# Operations.
+
+
+def _operations(operations: Mapping[str, AnyOperation]) -> Iterator[str]:
+    yield "# Operations"
+    yield MADE
+    yield (
+        "`qo ops` lists them, `qo ops NAME` shows one. Wherever a parameter is no plain text, an expression "
+        "(`${{ … }}`) may stand in its place. Paths are relative to the workspace. `qo plan` foretells to the byte "
+        "what file operations, `quality.format` and `quality.lint` do. What scripts, tests, git and requests do is "
+        "known only when they run; a plan marks them as deferred."
+    )
+    families = dict.fromkeys([*FAMILIES, *map(_family, operations)])
+    grouped = {family: [each for each in operations.values() if _family(each.name) == family] for family in families}
+    yield _contents(grouped)
+    for family, members in grouped.items():
+        if members:
+            yield f"## {_title(family)}"
+            for operation in members:
+                yield from _operation(operation)
+
+
+def _contents(grouped: Mapping[str, list[AnyOperation]]) -> str:
+    lines = []
+    for family, members in grouped.items():
+        links = " ".join(f"[`{each.name}`](#{each.name.replace('.', '')})" for each in members)
+        lines += [f"- {_title(family)}: {links}"] if members else []
+    return "\n".join(lines)
+
+
+def _family(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _title(family: str) -> str:
+    return FAMILIES.get(family, family)
+
+
+def _operation(operation: AnyOperation) -> Iterator[str]:
+    parameters = operation.parameters.model_json_schema()
+    outputs = operation.outputs.model_json_schema(mode="serialization")
+    yield f"### {operation.name}"
+    about = (type(operation).__doc__ or "").strip().splitlines()
+    yield "\n".join(line.strip() for line in about)
+    yield from _model("Parameters (`with`)", parameters, _fields)
+    yield from _model("Outputs", outputs, _outputs)
+    if operation.example:
+        yield _code({"id": "step", "op": operation.name, "with": dict(operation.example)})
+
+
+def _model(title: str, model: Schema, table: Callable[[Schema, Schema], str]) -> Iterator[str]:
+    """A model and the models in it, each in a table."""
+    if not model.get("properties"):
+        yield f"{title}: {_text(model) if model.get('additionalProperties') is True else 'none'}."
+        return
+    definitions = model.get("$defs", {})
+    yield f"{title}:"
+    yield table(model, definitions)
+    for name, inner in definitions.items():
+        if inner.get("properties"):
+            yield f"{_label(name)}:"
+            yield table(inner, definitions)
+
+
+# The document.
+
+MEANING = """\
+The outcome of a run equals running its instructions one by one, in this order, whatever ran in parallel. Each operation
+says what it reads and writes once its parameters are known; two steps that touch the same path, one of them writing,
+keep their order, as do a step and those that it refers to or `needs`. A script may touch everything unless `reads` and
+`writes` narrow it. When a step fails, what all of them did is undone, unless `on_failure` says otherwise; effects that
+cannot be undone wait until everything else has succeeded."""
+
+FAULTS = """\
+A document is judged as a whole before anything runs: every fault is told at once, with file, line and column, the JSON
+pointer and the nearest right name. Refused are unknown keys, duplicate keys and ids, `NaN` and `Infinity`, more than 64
+levels, more than 16 MiB, references to steps that do not exist, cycles, and paths that leave the workspace."""
+
+
+def _instruction_set(schema: Schema) -> Iterator[str]:
+    definitions = schema["$defs"]
+    yield "# Instruction sets"
+    yield MADE
+    yield (
+        "An instruction set is a JSON document in UTF-8. Its JSON Schema (draft 2020-12) is "
+        "[instruction-set.schema.json](instruction-set.schema.json), and what `qo schema` prints; name it under "
+        "`$schema`, and editors complete and check what you write."
+    )
+    yield _starter()
+    yield MEANING
+    yield FAULTS
+    yield "## The set"
+    yield _fields(schema, definitions)
+    yield "## An instruction"
+    yield _fields(_with_operations_elsewhere(definitions["Instruction"]), definitions)
+    yield "`ErrorHandler`:"
+    yield _fields(definitions["ErrorHandler"], definitions)
+    yield "A duration is a number of seconds, or a text such as `250ms`, `90s` or `1h30m`."
+    yield from _expressions()
+
+
+def _with_operations_elsewhere(instruction: Schema) -> Schema:
+    """The names of all operations would fill the page; they have one of their own."""
+    about = "The operation: one of [operations.md](operations.md), which are what `qo ops` lists"
+    fields = instruction["properties"]
+    return {**instruction, "properties": {**fields, "op": {"type": "string", "description": about}}}
+
+
+def _starter() -> str:
+    from quantum_orchestrator.deployments.cli_sets import starter
+
+    return _code(starter("hello"))
+
+
+def _expressions() -> Iterator[str]:
+    from quantum_orchestrator.flows.expressions import FUNCTIONS
+    from quantum_orchestrator.flows.jinja import FILTERS, TESTS
+
+    yield "## Expressions"
+    yield (
+        "`${{ … }}` holds an expression in Jinja2's language. Alone in a value it keeps its type; with text around it "
+        "the value becomes text. `$${{` writes a literal `${{`. A reference to a step makes it a dependency."
+    )
+    rows = [
+        ["`inputs.NAME`", "an input of the set"],
+        ["`env.NAME`", "a variable of the set's `env`"],
+        ["`steps.ID.outputs.NAME`", "what a step gave; under `for_each` `outputs` is the list of them"],
+        ["`steps.ID.status`", "how a step ended: `succeeded`, `failed`, `skipped`"],
+        ["`item`", "the item at hand, under `for_each`"],
+        ["`run.id`, `run.name`, `run.started_at`", "the run: its id, the set's name, seconds since 1970"],
+    ]
+    yield _table(["value", "meaning"], rows)
+    for title, names in (("Filters", FILTERS), ("Tests", TESTS), ("Functions", FUNCTIONS)):
+        yield f"{title}: {', '.join(f'`{name}`' for name in names)}."
+
+
+# The command line.
+
+
+def _command_line() -> Iterator[str]:
+    from quantum_orchestrator.deployments.cli import COMMANDS, app
+
+    for name in COMMANDS:
+        app[name]  # imports it: what the help shows comes from the function
+    text = app.generate_docs(heading_level=1).strip()
+    overview, *commands = text.split("\n## qo ")
+    yield _overview(overview)
+    for command in commands:
+        name = command.partition("\n")[0]
+        yield f"## qo {command.strip()}"
+        yield "Examples:"
+        yield "```console\n" + "\n".join(f"$ {example}" for example in COMMANDS[name][2]) + "\n```"
+
+
+def _overview(text: str) -> str:
+    """Without the list of contents, as the groups list the same commands again."""
+    head, _, rest = text.partition("\n## Table of Contents")
+    groups = rest[rest.index("\n**") :].strip()
+    title, _, about = head.partition("\n")
+    codes = [
+        ["0", "done; a plan with changes, too"],
+        ["1", "failed, and rolled back (or kept, where that was asked for)"],
+        ["2", "the plan has changes, with `--detailed-exitcode`"],
+        ["3", "invalid input: nothing has run"],
+        ["4", "somebody must look at it"],
+        ["5", "awaiting approval"],
+        ["130", "interrupted, and rolled back"],
+    ]
+    return "\n\n".join([title, MADE, about.strip(), groups, _table(["exit code", "meaning"], codes)])
+
+
+if __name__ == "__main__":
+    main()
