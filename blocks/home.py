@@ -13,8 +13,10 @@ import os
 import re
 from pathlib import Path
 
-from quantum_orchestrator.blocks.errors import StateError
+from quantum_orchestrator.blocks.errors import StateError, UsageError
 
+RUN_ROOT = "QO_RUN_ROOT"
+"""The variable that tells a script in which workspace the run is that it belongs to."""
 _HINT = "set QO_HOME to a folder that you may write, outside the workspace"
 
 
@@ -29,13 +31,19 @@ def workspace_home(root: Path) -> Path:
     The name is readable and ends in 16 hex digits of the sha256 of the resolved path. StateError when state and
     workspace would lie inside each other.
     """
-    workspace, state = root.resolve(), _location().resolve()
-    _refuse_overlap(workspace, state)
+    refuse_overlap(root)
+    workspace = root.resolve()
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", workspace.name).strip("-.")[:40] or "workspace"
     digest = hashlib.sha256(os.fsencode(workspace)).hexdigest()[:16]
     folder = private_folder(home() / "workspaces" / f"{readable}-{digest}")
     _name_workspace(folder / "path", os.fsencode(workspace) + b"\n")
     return folder
+
+
+def refuse_own_run(root: Path) -> None:
+    """Raises UsageError in a script of a run in this workspace: each would wait for the other."""
+    if os.environ.get(RUN_ROOT) == str(root.resolve()):
+        raise UsageError("a script of this run cannot start another run in the same workspace", hint='use "call"')
 
 
 def private_folder(folder: Path) -> Path:
@@ -68,6 +76,11 @@ def _expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise StateError(f"the state folder {path} cannot be found: {error}", hint=_HINT) from error
+
+
+def refuse_overlap(root: Path) -> None:
+    """Raises StateError when the state folder and this workspace would lie inside each other. Makes nothing."""
+    _refuse_overlap(root.resolve(), _location().resolve())
 
 
 def _refuse_overlap(workspace: Path, state: Path) -> None:

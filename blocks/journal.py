@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS effects (
     number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, step TEXT NOT NULL, path TEXT NOT NULL,
     before TEXT, after TEXT, state TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS effects_of_run ON effects (run, number);
+CREATE INDEX IF NOT EXISTS effects_of_step ON effects (run, step, number);
 CREATE TABLE IF NOT EXISTS captures (
     run TEXT NOT NULL, step TEXT NOT NULL, areas TEXT NOT NULL, manifest TEXT NOT NULL, PRIMARY KEY (run, step)
 ) WITHOUT ROWID;
@@ -75,6 +75,7 @@ class EffectState(StrEnum):
 
     INTENT = "intent"
     DONE = "done"
+    KEPT = "kept"  # a folder whose maker is undone, and which something else was in at that time
     UNDONE = "undone"
 
 
@@ -135,9 +136,22 @@ def decode_entry(text: str | None) -> Entry | None:
     return Entry(Kind(kind), mode, sha256, size, target)
 
 
-def _decode_manifest(text: str) -> dict[str, Entry]:
-    decoded = {path: decode_entry(entry) for path, entry in json.loads(text).items()}
-    return {path: entry for path, entry in decoded.items() if entry is not None}
+def _encode_path(path: str) -> str | bytes:
+    """A path as a column holds it: text, or bytes where a name is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
+
+
+def _decode_path(column: str | bytes) -> str:
+    """The inverse of `_encode_path`."""
+    return os.fsdecode(column)
+
+
+def _decode_change(path: str | bytes, before: str | None, after: str | None) -> Change:
+    return Change(_decode_path(path), decode_entry(before), decode_entry(after))
 
 
 class Lock:
@@ -178,6 +192,10 @@ class Lock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def holder(self) -> str:
+        """The process that took it last."""
+        return self._path.read_text() or "unknown"
+
     def is_held(self) -> bool:
         """Whether any process holds it now."""
         try:
@@ -201,20 +219,26 @@ class Journal:
         self.folder = folder
         self.lock = Lock(folder / "lock")
         self._mutex = threading.RLock()
-        (folder / "contents").mkdir(mode=0o700, exist_ok=True)
-        (folder / "logs").mkdir(mode=0o700, exist_ok=True)
         try:
+            (folder / "contents").mkdir(mode=0o700, exist_ok=True)
+            (folder / "logs").mkdir(mode=0o700, exist_ok=True)
             with (folder / "opening").open("w") as opening:  # SQLite does not wait while another makes the file
                 fcntl.flock(opening, fcntl.LOCK_EX)
                 self._database = self._open(folder / "journal.db")
-        except sqlite3.DatabaseError as error:
-            raise StateError(
-                f"{folder / 'journal.db'}: the journal cannot be read: {error}",
-                hint="`qo doctor` says more; a copy of the folder helps to find out what happened to it",
-            ) from error
+        except (sqlite3.Error, OSError) as error:
+            raise self._unreadable(error) from error
 
     def _open(self, path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(database, path)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    @staticmethod
+    def _prepare(database: sqlite3.Connection, path: Path) -> None:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
         (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -222,7 +246,6 @@ class Journal:
             raise StateError(f"{path}: was written by a newer version", hint="use that version, or a newer one")
         if version < VERSION:
             database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
-        return database
 
     def close(self) -> None:
         """Close the database."""
@@ -236,20 +259,32 @@ class Journal:
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
+                self._database.execute("COMMIT")
             except BaseException as error:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
-                    raise StateError(
-                        f"{self.folder / 'journal.db'}: the journal cannot be written: {error}",
-                        hint="free some disk space or check the folder's permissions; nothing was changed unrecorded",
-                    ) from error
+                    raise self._unwritable(error) from error
                 raise
-            self._database.execute("COMMIT")
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._mutex:
-            return self._database.execute(query, values).fetchall()
+            try:
+                return self._database.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> StateError:
+        return StateError(
+            f"{self.folder / 'journal.db'}: the journal cannot be read: {error}",
+            hint="`qo doctor` says more; a copy of the folder helps to find out what happened to it",
+        )
+
+    def _unwritable(self, error: Exception) -> StateError:
+        return StateError(
+            f"{self.folder / 'journal.db'}: the journal cannot be written: {error}",
+            hint="free some disk space or check the folder's permissions; nothing was changed unrecorded",
+        )
 
     # Runs.
 
@@ -332,10 +367,13 @@ class Journal:
             if done:
                 self._mark_done(database, run_id, step.id)
 
-    def set_step_status(self, run_id: str, step_id: str, status: str) -> None:
-        """Change how a step stands, and nothing else of it."""
+    def set_step_status(self, run_id: str, step_ids: str | Iterable[str], status: str) -> None:
+        """Change how steps stand, and nothing else of them."""
+        changed = [step_ids] if isinstance(step_ids, str) else step_ids
         with self._transaction() as database:
-            database.execute("UPDATE steps SET status = ? WHERE run = ? AND id = ?", (status, run_id, step_id))
+            database.executemany(
+                "UPDATE steps SET status = ? WHERE run = ? AND id = ?", [(status, run_id, each) for each in changed]
+            )
 
     @staticmethod
     def _mark_done(database: sqlite3.Connection, run_id: str, step_id: str) -> None:
@@ -361,7 +399,13 @@ class Journal:
         """
         contents = self._new_contents(changes, content_of)
         rows = [
-            (run_id, step_id, each.path, encode_entry(each.before), encode_entry(each.after), EffectState.INTENT)
+            (
+                run_id,
+                step_id,
+                _encode_path(each.path),
+                *map(encode_entry, (each.before, each.after)),
+                EffectState.INTENT,
+            )
             for each in changes
         ]
         with self._transaction() as database:
@@ -370,23 +414,24 @@ class Journal:
                 "INSERT INTO effects (run, step, path, before, after, state) VALUES (?, ?, ?, ?, ?, ?)", rows
             )
 
-    def effects(self, run_id: str, step_id: str | None = None) -> list[Effect]:
-        """The effects of a run (or of one of its steps) that stand, in the order of writing."""
+    def effects(self, run_id: str, step_ids: str | Iterable[str] | None = None) -> list[Effect]:
+        """The effects of a run (or of some of its steps) that stand, in the order of writing."""
         query = "SELECT number, step, path, before, after, state FROM effects WHERE run = ? AND state != 'undone'"
-        rows = (
-            self._rows(query + " ORDER BY number", run_id)
-            if step_id is None
-            else self._rows(query + " AND step = ? ORDER BY number", run_id, step_id)
-        )
+        if step_ids is None:
+            rows = self._rows(query + " ORDER BY number", run_id)
+        else:
+            chosen = [step_ids] if isinstance(step_ids, str) else step_ids
+            rows = sorted(row for step_id in chosen for row in self._rows(query + " AND step = ?", run_id, step_id))
         return [
-            Effect(row[0], row[1], Change(row[2], decode_entry(row[3]), decode_entry(row[4])), EffectState(row[5]))
-            for row in rows
+            Effect(number, step, _decode_change(*columns), EffectState(state)) for number, step, *columns, state in rows
         ]
 
-    def mark_undone(self, effects: Iterable[Effect]) -> None:
-        """Record that these effects have been put back."""
+    def mark_undone(self, effects: Iterable[Effect], kept: Iterable[Effect] = ()) -> None:
+        """Record that these effects have been put back, but for those that are kept."""
+        states = [(EffectState.UNDONE, effects), (EffectState.KEPT, kept)]
+        rows = [(state, effect.number) for state, several in states for effect in several]
         with self._transaction() as database:
-            database.executemany("UPDATE effects SET state = 'undone' WHERE number = ?", [(e.number,) for e in effects])
+            database.executemany("UPDATE effects SET state = ? WHERE number = ?", rows)
 
     # Captures.
 
@@ -405,7 +450,8 @@ class Journal:
         with self._transaction() as database:
             database.executemany("INSERT OR IGNORE INTO contents VALUES (?, ?, ?)", rows)
             database.executemany(
-                "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", [(path, *each) for path, each in digests.items()]
+                "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)",
+                [(_encode_path(path), *each) for path, each in digests.items()],
             )
             database.execute(
                 "INSERT OR REPLACE INTO captures VALUES (?, ?, ?, ?)",
@@ -423,6 +469,10 @@ class Journal:
             for step, areas, manifest in rows
         }
 
+    def steps_captured(self, run_id: str) -> list[str]:
+        """The steps that have a capture and have not ended."""
+        return [step for (step,) in self._rows("SELECT step FROM captures WHERE run = ? ORDER BY step", run_id)]
+
     def drop_capture(self, run_id: str, step_id: str) -> None:
         """Forget a capture whose step has been undone."""
         with self._transaction() as database:
@@ -430,7 +480,8 @@ class Journal:
 
     def known_digests(self) -> dict[str, tuple[str, str]]:
         """For files hashed before: stamp (inode, size, times) and digest, by path."""
-        return {path: (stamp, sha256) for path, stamp, sha256 in self._rows("SELECT * FROM digests")}
+        rows = self._rows("SELECT * FROM digests")
+        return {_decode_path(path): (stamp, sha256) for path, stamp, sha256 in rows}
 
     # Contents.
 
@@ -475,7 +526,10 @@ class Journal:
         stored = packed if compressed else content
         if len(stored) <= INLINE_BYTES:
             return (sha256, int(compressed), stored)
-        self._write_large(sha256, stored)
+        try:
+            self._write_large(sha256, stored)
+        except OSError as error:
+            raise self._unwritable(error) from error
         return (sha256, int(compressed), None)
 
     def _large(self, sha256: str) -> Path:
@@ -486,11 +540,15 @@ class Journal:
         path = self._large(sha256)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         temporary = path.with_name(f".{sha256}.{threading.get_ident()}")
-        with temporary.open("wb") as file:
-            file.write(stored)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(stored)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         for folder in (path.parent, path.parent.parent):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:

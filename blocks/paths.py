@@ -17,6 +17,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from quantum_orchestrator.blocks.errors import PathRefused
@@ -47,10 +48,16 @@ def check_path(path: str, *, folder: bool = False) -> str:
     """
     if folder and path == ROOT:
         return path
-    complaint = _first(_PATH_RULES, path) or next(filter(None, map(_judge_name, path.split("/"))), None)
+    complaint = _judge(path)
     if complaint:
         raise PathRefused(f"{shown(path)}: {complaint.what}", hint=complaint.hint)
     return path
+
+
+@lru_cache(maxsize=16_384)
+def _judge(path: str) -> Complaint | None:
+    """What is wrong with a spelling. Every floor asks again, for the same path many times in a run."""
+    return _first(_PATH_RULES, path) or next(filter(None, map(_judge_name, path.split("/"))), None)
 
 
 def fold(path: str) -> str:

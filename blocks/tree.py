@@ -12,7 +12,7 @@ Paths are relative to the workspace, with `/` between the parts and `.` for the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -92,6 +92,15 @@ def ancestors(path: str) -> list[str]:
     return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
+def folders_above(paths: Iterable[str]) -> set[str]:
+    """The ancestors of all paths together, each looked at once."""
+    found: set[str] = set()
+    for path in paths:
+        while (path := parent(path)) != ROOT and path not in found:
+            found.add(path)
+    return found
+
+
 def join(folder: str, name: str) -> str:
     """`name` in `folder`."""
     return name if folder == ROOT else f"{folder}/{name}"
@@ -104,16 +113,22 @@ def is_within(path: str, folder: str) -> bool:
 
 def walk(tree: Tree, top: str = ROOT) -> Iterator[str]:
     """Every path below `top`, folders before what is in them, names in order. Links are not followed."""
-    for name in tree.names(top):
-        path = join(top, name)
+    waiting = [join(top, name) for name in reversed(tree.names(top))]
+    while waiting:  # not by calling itself: folders may be deeper than Python's stack
+        path = waiting.pop()
         yield path
         if tree.kind(path) is Kind.FOLDER:
-            yield from walk(tree, path)
+            waiting += [join(path, name) for name in reversed(tree.names(path))]
 
 
 def file_entry(content: bytes, mode: int) -> Entry:
     """The entry of a file with this content and mode."""
     return Entry(Kind.FILE, mode, digest(content), len(content))
+
+
+def printable(text: str) -> str:
+    """The text in characters that every file and terminal takes: bytes of a name that are not UTF-8 as `\\udc..`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def not_a_file(path: str, found: Kind | None) -> OperationError:
@@ -128,6 +143,14 @@ def not_a_folder(path: str, found: Kind | None) -> OperationError:
     """The error for a path where a folder was needed."""
     what = "no such folder" if found is None else f"is a {found}, and a folder is needed"
     return OperationError(f"{path}: {what}")
+
+
+def changed_meanwhile(path: str) -> OperationError:
+    """The error for a path that somebody else changed between a look at it and the change of it."""
+    return OperationError(
+        f"{path}: somebody else changed it while the step was at work",
+        hint="nothing was overwritten; run the set again",
+    )
 
 
 class MemoryTree:
@@ -181,6 +204,7 @@ class Overlay:
         self._children: dict[str, set[str]] = {}  # names added in a folder, on top of the base's
         self._contents: dict[str, bytes] = {}
         self._before: dict[str, Entry | None] = {}
+        self._read: dict[str, str] = {}  # digests of what was read of the base
 
     # What a Tree has.
 
@@ -205,7 +229,9 @@ class Overlay:
             return self.base.read(path) if content is None else content
         if path in self._entries:
             raise not_a_file(path, self.kind(path))
-        return self.base.read(path)
+        content = self.base.read(path)
+        self._read.setdefault(path, digest(content))
+        return content
 
     def names(self, path: str) -> list[str]:
         """See Tree."""
@@ -263,13 +289,12 @@ class Overlay:
 
     def delete(self, path: str) -> None:
         """Delete a file, a link, or a folder with everything in it."""
-        found = self.kind(path)
-        if found is None or found is Kind.SPECIAL:
-            raise not_a_file(path, found)  # a FIFO or a socket could not be put back
-        if found is Kind.FOLDER:
-            for name in self.names(path):
-                self.delete(join(path, name))  # each on its own: the base's entries below must not show through
-        self._set(path, None)
+        inside = list(walk(self, path)) if self.kind(path) is Kind.FOLDER else []
+        for each in (path, *inside):
+            if self.kind(each) in (None, Kind.SPECIAL):
+                raise not_a_file(each, self.kind(each))  # a FIFO or a socket could not be put back
+        for each in (*reversed(inside), path):  # each on its own: the base's entries below must not show through
+            self._set(each, None)
 
     def make_parents(self, path: str) -> None:
         """Make the folders above `path`. Raises OperationError where something else is in the way."""
@@ -303,6 +328,14 @@ class Overlay:
 
     def _set(self, path: str, entry: Entry | None) -> None:
         if path not in self._before:
-            self._before[path] = self.base.entry(path)
+            self._before[path] = self._base_entry(path)
         self._entries[path] = entry
         self._children.setdefault(parent(path), set()).add(path.rpartition("/")[2])
+
+    def _base_entry(self, path: str) -> Entry | None:
+        """What the base has there. Raises OperationError if it is no longer what was read."""
+        entry = self.base.entry(path)
+        read = self._read.get(path)
+        if read is not None and (entry is None or entry.sha256 != read):
+            raise changed_meanwhile(path)
+        return entry

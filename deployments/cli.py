@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import takewhile
@@ -99,6 +100,7 @@ for _place, (_name, (_target, _group, _examples)) in enumerate(COMMANDS.items())
 
 def main() -> NoReturn:
     """The entry point of `qo`."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # one way to end in order
     sys.exit(invoke(sys.argv[1:]))
 
 
@@ -116,8 +118,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _reader_has_gone()
     except KeyboardInterrupt:
-        screen.problem("interrupted")
-        return 130
+        return _interrupted(screen, as_json="--json" in arguments)
     except CycloptsError as error:
         return _usage(screen, error)
     except Exception as error:
@@ -141,10 +142,20 @@ def _reader_has_gone() -> int:
     return 141  # as the shell has it for a program that SIGPIPE ended
 
 
+def _interrupted(screen: Screen, *, as_json: bool) -> int:
+    """By Ctrl-C, with nothing to undo: a run that is at work ends in its own way."""
+    screen.problem("interrupted")
+    if as_json:
+        screen.document({"status": "cancelled", "error": {"type": "Interrupted", "message": "interrupted", "hint": ""}})
+        sys.stdout.flush()
+    return 130
+
+
 def _usage(screen: Screen, error: CycloptsError) -> int:
     error.verbose = False
     command = " ".join(error.command_chain or ())
-    screen.problem(str(error).strip().rstrip("."), f"`{f'qo {command}'.strip()} --help` shows what there is")
+    said = str(error).partition(" Available commands:")[0]  # cut off in its middle; the help has them all
+    screen.problem(said.strip().rstrip("."), f"`{f'qo {command}'.strip()} --help` shows what there is")
     return InvalidInput.exit_code
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from quantum_orchestrator.blocks.errors import UsageError
+from quantum_orchestrator.blocks.home import refuse_overlap, refuse_own_run
 from quantum_orchestrator.deployments.screen import Screen
 
 if TYPE_CHECKING:
@@ -150,7 +151,9 @@ def existing_root(chosen: str | None) -> Path:
 
 
 def made_root(root: Path) -> Path:
-    """The workspace, made when it is absent. Raises UsageError when it cannot be made or written."""
+    """The workspace, made when it is absent, to run in. Raises UsageError when it cannot be made, written or run in."""
+    refuse_own_run(root)
+    refuse_overlap(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

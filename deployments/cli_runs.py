@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -169,6 +170,7 @@ class _Conductor:
         self.root = root
         self.options = options
         self.may_ask = not from_stdin and sys.stdin.isatty() and sys.stderr.isatty()
+        self.progress: Progress | None = None
 
     def start(
         self, document: InstructionSet, inputs: Mapping[str, Any], graph: Graph, plan: PlanFile | None = None
@@ -207,7 +209,8 @@ class _Conductor:
         from quantum_orchestrator.deployments.display import follow
         from quantum_orchestrator.deployments.planning import details
 
-        return follow(self.screen, len(graph.steps), details(graph))
+        self.progress = follow(self.screen, len(graph.steps), details(graph))
+        return self.progress
 
     def _request(self, document: InstructionSet, inputs: Mapping[str, Any], progress: Progress) -> RunRequest:
         from quantum_orchestrator.flows.orchestrate import RunRequest
@@ -239,7 +242,7 @@ class _Conductor:
             self._print_diff(report["run_id"])
         code = EXIT_CODES.get(report["status"], 1) if exit_code is None else exit_code
         self._say_what_is_next(report)
-        return code
+        return _parting(code, self.progress)
 
     def _print_diff(self, run_id: str) -> None:
         from quantum_orchestrator.flows.report import render_diff
@@ -272,6 +275,15 @@ def actor() -> str:
     return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
 
 
+def _parting(code: int, progress: Progress | None) -> int:
+    """The exit code; or the end of the process, where Prefect would try for seconds for every event it has left."""
+    if progress is None or not progress.view.server_lost:
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def connect(screen: Screen) -> None:
     """See that a Prefect server answers, and import Prefect, both at once."""
     from quantum_orchestrator.blocks.home import home
@@ -287,6 +299,7 @@ def connect(screen: Screen) -> None:
         os.environ.update(server.client_environment(expected))  # Prefect reads it once, when it is imported
     importlib.import_module("quantum_orchestrator.flows.orchestrate")
     pending.wait(screen.note)
+    logging.raiseExceptions = False  # a log that Prefect cannot send: `qo` says itself that the server is lost
 
 
 # The older format.
@@ -324,15 +337,27 @@ def _run_older(
         screen.result(wizardpro.reply_line(wizardpro.reply_for_problem(error.message)))
         return 1
     may_ask = file != STDIN and sys.stdin.isatty() and sys.stderr.isatty()
-    reply, code = asyncio.run(_block_run(screen, block, given, root, options, may_ask=may_ask))
+    progress = _progress_of_block(screen, block)
+    reply, code = asyncio.run(_block_run(progress, block, given, root, options, may_ask=may_ask))
     screen.result(wizardpro.reply_line(reply))
-    return code
+    return _parting(code, progress)
+
+
+def _progress_of_block(screen: Screen, block: Mapping[str, Any]) -> Progress:
+    from quantum_orchestrator.deployments.display import Progress, RunView
+
+    return Progress(screen, RunView(len(block.get("actions") or ())))
 
 
 def _block_run(
-    screen: Screen, block: Mapping[str, Any], given: Mapping[str, Any], root: Path, options: _Options, *, may_ask: bool
+    progress: Progress,
+    block: Mapping[str, Any],
+    given: Mapping[str, Any],
+    root: Path,
+    options: _Options,
+    *,
+    may_ask: bool,
 ) -> Coroutine[Any, Any, tuple[dict[str, Any], int]]:
-    from quantum_orchestrator.deployments.display import Progress, RunView
     from quantum_orchestrator.flows.wizardpro import run_block
 
     return run_block(
@@ -341,7 +366,7 @@ def _block_run(
         given={name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()},
         ask=_ask_for_text if may_ask else None,
         on_failure=options.policy,
-        observers=[Progress(screen, RunView(len(block.get("actions") or ()))).observe],
+        observers=[progress.observe],
         approve=options.yes,
     )
 

@@ -65,6 +65,7 @@ class RunView:
     running: dict[str, tuple[str, float]] = field(default_factory=dict)
     started: float = field(init=False)
     rolling_back: bool = False
+    server_lost: bool = False
 
     def __post_init__(self) -> None:
         self.started = self.clock()
@@ -87,6 +88,9 @@ class RunView:
             case EventKind.ROLLING_BACK:
                 self.rolling_back = True
                 return [("↶ rolling back", "yellow")]
+            case EventKind.SERVER_LOST:
+                self.server_lost = True
+                return [(f"! {event.message}", "yellow")]
             case EventKind.AWAITING_APPROVAL:
                 self.running.pop(event.step, None)
                 return [(f"? {event.step}  awaits approval: {event.message}", "yellow")]

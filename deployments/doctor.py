@@ -155,9 +155,7 @@ def _prefect() -> Check:
 def _fastapi() -> Check:
     found = version("fastapi")
     numbers = tuple(int(part) for part in found.split(".")[:2])
-    return _judged(
-        "fastapi", numbers < (0, 151), found, f"Prefect 3.8 needs one below 0.151; {_LOCK_HINT}"
-    )
+    return _judged("fastapi", numbers < (0, 151), found, f"Prefect 3.8 needs one below 0.151; {_LOCK_HINT}")
 
 
 def _api() -> Check:

@@ -15,7 +15,7 @@ from typing import Any
 from quantum_orchestrator.blocks import diff
 from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.errors import UsageError
-from quantum_orchestrator.blocks.home import home
+from quantum_orchestrator.blocks.home import home, refuse_overlap
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import ROOT, Change, Entry, Kind, MemoryTree, Tree
 from quantum_orchestrator.blocks.workspace import DiskTree, current_umask
@@ -74,6 +74,7 @@ def tree_of(root: Path) -> Iterator[Tree]:
 
 def make_plan(document: InstructionSet, inputs: Mapping[str, Any], root: Path) -> Plan:
     """Plan a set. Raises InvalidInput where its steps have no order."""
+    refuse_overlap(root)
     graph = build(document, inputs)
     with tree_of(root) as tree:
         recording = RecordingTree(tree)

@@ -201,6 +201,9 @@ def client_environment(connection: Connection) -> dict[str, str]:
         "PREFECT_HOME": str(private_folder(state_folder() / "prefect-client")),
         **({"PREFECT_PROFILES_PATH": str(profiles)} if profiles.exists() else {}),
         "PREFECT_LOGGING_TO_API_ENABLED": "true",
+        # A server on this machine that does not answer has died: Prefect would wait half a minute, for every word.
+        "PREFECT_API_REQUEST_TIMEOUT": "20",
+        "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", "2"),
         # Not pickle: reading a pickled result executes what is in it.
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     }

@@ -17,21 +17,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
 
-from quantum_orchestrator.blocks.errors import Interrupted, NeedsAttention, OperationError, QuantumError, TimedOut
+from quantum_orchestrator.blocks.errors import (
+    Interrupted,
+    NeedsAttention,
+    OperationError,
+    QuantumError,
+    StateError,
+    TimedOut,
+)
+from quantum_orchestrator.blocks.home import RUN_ROOT
 from quantum_orchestrator.blocks.journal import RunRecord
 from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.redaction import Redactor
 from quantum_orchestrator.blocks.repository import Repository
 from quantum_orchestrator.blocks.sandbox import Processes
-from quantum_orchestrator.blocks.tree import Overlay
-from quantum_orchestrator.blocks.workspace import GIT, Workspace
-from quantum_orchestrator.flows.document import ErrorHandler, InstructionSet, OnFailure, Trust
+from quantum_orchestrator.blocks.tree import Overlay, printable
+from quantum_orchestrator.blocks.workspace import GIT, Undo, Workspace
+from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, OnFailure, Trust
 from quantum_orchestrator.flows.expressions import Scope
 from quantum_orchestrator.flows.plan import (
     Expansion,
@@ -56,6 +66,7 @@ from quantum_orchestrator.flows.results import (
     error_json,
 )
 from quantum_orchestrator.flows.schedule import ReadyQueue
+from quantum_orchestrator.flows.stopping import Stop, in_a_thread_left_behind
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, Unknown
 
@@ -66,6 +77,8 @@ Observer = Callable[[RunEvent], None]
 
 EXPECTED = (QuantumError, Unknown)
 """What fails a step without being a defect of its operation."""
+FATAL = (NeedsAttention, StateError)
+"""What ends the run whatever the step's `on_error` says: the workspace is not as the journal has it."""
 
 
 class StepFailed(Exception):
@@ -134,17 +147,20 @@ class Run:
         settings: RunSettings,
         *,
         policy: Policy,
-        runner: StepRunner,
+        runner: StepRunner | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """`record` is in the journal already; a run that was begun before goes on from what the journal holds."""
+        """`record` is in the journal already; a run that was begun before goes on from what the journal holds.
+
+        Without a `runner` it can only be undone.
+        """
         self.id = record.id
         self.document = document
         self.workspace = workspace
         self.journal = workspace.journal
         self.settings = settings
         self.policy = policy
-        self.runner = runner
+        self._runner = runner
         self.expansion = expand(document, record.inputs)
         self.graph = connect(self.expansion, document.order)
         self.results: dict[str, StepResult] = {}
@@ -153,13 +169,14 @@ class Run:
         self._observers = list(observers)
         self._values = RunValues(self.graph.groups)
         self._values_of_run = {"id": record.id, "name": document.name, "started_at": record.started_at}
-        self._recorded = self.journal.steps(record.id)
+        self._recorded = self.journal.steps(record.id)  # how an earlier process left them; see _take_recorded
         self._decisions = self.journal.decisions(record.id)
         self._places = asyncio.Semaphore(settings.parallel)
-        self._threads = ThreadPoolExecutor(settings.parallel, thread_name_prefix="step")
-        self._tokens: set[CancelToken] = set()
-        self._interrupted = False
-        self._stopping = False
+        self._threads = ThreadPoolExecutor(settings.parallel + 1, thread_name_prefix="step")  # one to undo
+        self._stop = Stop()
+        self._stuck: dict[str, NeedsAttention] = {}  # steps whose failed attempt could not be undone
+        self._redactor = Redactor()
+        self._secrets: dict[str, str] = {}
 
     # The whole.
 
@@ -178,63 +195,82 @@ class Run:
         return outcome
 
     async def _execute(self) -> Outcome:
+        limit = asyncio.timeout(self.document.timeout)
         try:
-            async with asyncio.timeout(self.document.timeout):
-                await self._run_graph(self.graph, None)
+            async with limit:
+                await self._in_thread(self._load_secrets)
+                await self._in_thread(self._settle)
+                await self._run_graph(self.graph, None, self._stop)
+            await self._in_thread(self.workspace.folder.syncfs)
         except ApprovalAwaited as awaited:
             return Outcome(RunStatus.AWAITING_APPROVAL, failed_step=awaited.step.id)
         except StepFailed as failed:
             return await self._after_failure(failed)
         except Interrupted:
             return await self._roll_back(Outcome(RunStatus.CANCELLED))
-        except TimeoutError:
-            error = OperationError(f"the run took longer than its timeout of {self.document.timeout:g} s")
-            return await self._roll_back(Outcome(RunStatus.ROLLED_BACK, error))
+        except FATAL as problem:
+            return await self._roll_back(Outcome(RunStatus.ROLLED_BACK, problem))
         except Exception as problem:  # the engine's own, or Prefect's: nothing half done may stay all the same
-            defect = QuantumError(f"the run broke off: {type(problem).__name__}: {problem}", hint="-v shows where")
-            defect.__cause__ = problem
-            return await self._roll_back(Outcome(RunStatus.ROLLED_BACK, defect))
-        await asyncio.to_thread(self.workspace.folder.syncfs)
+            return await self._roll_back(Outcome(RunStatus.ROLLED_BACK, self._why_it_broke_off(problem, limit)))
         return Outcome(RunStatus.COMMITTED)
+
+    def _why_it_broke_off(self, problem: Exception, limit: asyncio.Timeout) -> QuantumError:
+        if isinstance(problem, TimeoutError) and limit.expired():
+            return OperationError(f"the run took longer than its timeout of {self.document.timeout:g} s")
+        defect = QuantumError(f"the run broke off: {type(problem).__name__}: {problem}", hint="-v shows where")
+        defect.__cause__ = problem
+        self._clean(defect)
+        return defect
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _settle(self) -> None:
+        """Undo what an earlier process had begun and not seen to its end: those steps run anew."""
+        done = {step_id for step_id, record in self._recorded.items() if record.status == StepStatus.SUCCEEDED}
+        begun = {effect.step for effect in self.journal.effects(self.id)} | set(self.journal.steps_captured(self.id))
+        if begun - done:
+            conflicts = self.workspace.undo(self.id, begun - done).conflicts
+            if conflicts:
+                raise conflict_error(self.id, conflicts)
 
     def interrupt(self) -> None:
         """Ask for the end: running steps are stopped, and `execute` undoes everything. Safe in a signal handler."""
-        self._interrupted = True
-        self._stop_all()
+        self._stop.stop()
 
     def observe(self, event: RunEvent) -> None:
         """Tell everybody who watches."""
+        event = replace(event, message=self.redact(event.message))
         for observer in self._observers:
             observer(event)
 
-    def _stop_all(self) -> None:
-        self._stopping = True
-        for token in list(self._tokens):
-            token.cancel()
+    def redact(self, text: str) -> str:
+        """The text as it may be shown: without secrets, and in characters that every terminal and file takes."""
+        return self._redactor.text(printable(text))
 
     # A graph of steps: the set's own, a called set's, the rounds of a list, an error handler's.
 
-    async def _run_graph(self, graph: Graph, owner: Step | None) -> None:
+    async def _run_graph(self, graph: Graph, owner: Step | None, stop: Stop) -> None:
         """Run all steps. Raises StepFailed for the failure that comes first one by one, after all others ended."""
         queue = ReadyQueue(graph, parallel=self.settings.parallel)
         running: dict[asyncio.Task[None], Step] = {}
         problems: dict[Step, BaseException] = {}
         try:
             while True:
-                for step in [] if self._stopping else queue.take():
+                for step in [] if stop.stopped else queue.take():
                     after = sorted(graph.predecessors[step.id]) or ([] if owner is None else self._waited(owner))
-                    running[asyncio.create_task(self._run_step(step, after))] = step
+                    running[asyncio.create_task(self._run_step(step, after, stop))] = step
                 if not running:
                     break
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     self._ended(queue, running.pop(task), task.exception(), problems)
         except asyncio.CancelledError:
-            self._stop_all()
-            await asyncio.gather(*running, return_exceptions=True)
+            stop.stop()
+            with anyio.CancelScope(shield=True):  # nothing of it may go on when the caller does
+                await asyncio.gather(*running, return_exceptions=True)
             raise
-        if self._interrupted:
-            raise Interrupted
+        stop.check()
         for step in sorted(problems, key=lambda each: graph.position[each.id]):
             raise problems[step]
 
@@ -254,34 +290,35 @@ class Run:
 
     # One step.
 
-    async def _run_step(self, step: Step, after: list[str]) -> None:
-        if await self._take_recorded(step):
+    async def _run_step(self, step: Step, after: list[str], stop: Stop) -> None:
+        if await self._take_recorded(step, stop):
             return
         started = time.monotonic()
         try:
             if not is_wanted(step, self._scope(step)):
                 self._end(step, StepResult(step.id, step.instruction.op, StepStatus.SKIPPED))
                 return
-            await self._run_wanted(step, after, started)
+            await self._run_wanted(step, after, started, stop)
         except EXPECTED as problem:
-            error = _as_error(problem)
+            error = self._clean(_as_error(problem))
             self._fail(step, error, started)
-            await self._handle(step, error)
+            if isinstance(error, FATAL):
+                raise StepFailed(step, error) from problem
+            await self._handle(step, error, stop)
 
     def _scope(self, step: Step) -> Scope:
         return values_of(step, self._values.view(step.scope.prefixes), self._values_of_run)
 
-    async def _run_wanted(self, step: Step, after: list[str], started: float) -> None:
+    async def _run_wanted(self, step: Step, after: list[str], started: float, stop: Stop) -> None:
         if step.deferred_expansion:
-            await self._run_expansion(step)
+            await self._run_expansion(step, stop)
         else:
-            await self._decide_approval(step)
+            await self._decide_approval(step, stop)
             async with self._places:
-                if self._stopping:
-                    raise Interrupted
-                await self._run_operation(step, after, started)
+                stop.check()
+                await self._run_operation(step, after, started, stop)
 
-    async def _take_recorded(self, step: Step) -> bool:
+    async def _take_recorded(self, step: Step, stop: Stop) -> bool:
         """Whether the step ended before this process came, other than by success or by failing the run.
 
         One that succeeded goes to its runner all the same, so that Prefect shows it as cached; see `_run_operation`.
@@ -294,10 +331,10 @@ class Run:
             return False
         self._set(step, result)
         if result.error is not None:
-            await self._handle(step, result.error)
+            await self._handle(step, result.error, stop)
         return True
 
-    async def _run_operation(self, step: Step, after: list[str], started: float) -> None:
+    async def _run_operation(self, step: Step, after: list[str], started: float, stop: Stop) -> None:
         result = StepResult(step.id, step.instruction.op, StepStatus.RUNNING)
         self.results[step.id] = result
         self.observe(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
@@ -312,40 +349,68 @@ class Run:
             result.attempts += 1
             if result.attempts > 1:
                 self.observe(RunEvent(EventKind.STEP_RETRIED, step.id, step.instruction.op, f"try {result.attempts}"))
-            return await self._attempt(step)
+            return await self._attempt(step, stop)
 
-        outputs = await self.runner.run(step, attempt, after, reuse=recorded is not None)
+        if self._runner is None:
+            raise QuantumError("a run without a runner cannot run steps")
+        outputs = await stop.wait(partial(self._runner.run, step, attempt, after, reuse=recorded is not None))
         if recorded is not None:
             self._set(step, StepResult.of(recorded))
             return
         result.status, result.outputs, result.duration_s = StepStatus.SUCCEEDED, outputs, time.monotonic() - started
         self._end(step, result)
 
-    async def _attempt(self, step: Step) -> Outputs:
+    async def _attempt(self, step: Step, stop: Stop) -> Outputs:
         """One try, in a thread. A cancellation (Prefect's time-out) ends the operation, and then undoes it."""
+        if step.id in self._stuck:
+            raise self._stuck[step.id]
         token = CancelToken()
-        self._tokens.add(token)
-        if self._stopping:
-            token.cancel()
-        work = asyncio.get_running_loop().run_in_executor(self._threads, self._try, step, token)
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            token.cancel()
-            with anyio.CancelScope(shield=True):  # the step must have undone itself before anybody goes on
-                await asyncio.wait([work])
-            raise
-        finally:
-            self._tokens.discard(token)
+        with stop.working(token):
+            work = asyncio.get_running_loop().run_in_executor(self._threads, self._try, step, token)
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                token.cancel()
+                with anyio.CancelScope(shield=True):  # the step must have undone itself before anybody goes on
+                    await asyncio.wait([work])
+                raise
 
     def _try(self, step: Step, token: CancelToken) -> Outputs:
         try:
             return self._perform(step, token)
         except BaseException as problem:
-            self.workspace.undo(self.id, step.id)  # a failed try leaves nothing, also if it is tried again
-            if isinstance(problem, Exception) and not isinstance(problem, EXPECTED):
-                raise OperationError(f"{type(problem).__name__}: {problem}", hint="-v shows where") from problem
+            self._undo_attempt(step, problem)  # a failed try leaves nothing, also if it is tried again
+            if isinstance(problem, QuantumError):
+                self._clean(problem)
+            elif isinstance(problem, Exception) and not isinstance(problem, EXPECTED):
+                error = OperationError(f"{type(problem).__name__}: {problem}", hint="-v shows where")
+                error.__cause__ = problem
+                raise self._clean(error) from error.__cause__
             raise
+
+    def _undo_attempt(self, step: Step, problem: BaseException) -> None:
+        """Raises NeedsAttention where it cannot be undone: nothing may go on from what it left."""
+        try:
+            conflicts = self.workspace.undo(self.id, step.id).conflicts
+            stuck = conflict_error(self.id, conflicts) if conflicts else None
+        except (QuantumError, OSError) as error:
+            stuck = NeedsAttention(
+                f"it failed ({problem}), and what it had done could not be undone: {error}",
+                hint=f"mend that, then `qo rollback {self.id}`",
+            )
+        if stuck is not None:
+            self._stuck[step.id] = stuck
+            self._clean(stuck)
+            raise stuck from (None if self._secrets else problem)
+
+    def _clean(self, error: QuantumError) -> QuantumError:
+        """The error itself, as it may be shown and stored."""
+        error.message, error.hint = self.redact(error.message), self.redact(error.hint)
+        error.args = (error.message,)
+        if self._secrets:  # what led to it may say them as well
+            error.__cause__ = error.__context__ = None
+            error.__suppress_context__ = True
+        return error
 
     def _perform(self, step: Step, token: CancelToken) -> Outputs:
         scope = self._scope(step)
@@ -356,9 +421,11 @@ class Run:
         if effects.predictable:
             outputs = operation.run(parameters, context)
             self.workspace.apply(self.id, step.id, context.files.changes(), context.files.content_of)
-            dumped: dict[str, Any] = outputs.model_dump(mode="json")
+            dumped: dict[str, Any] = self._redactor.value(outputs.model_dump(mode="json"))
             return dumped
-        return self._watched(step, effects, lambda: operation.run(parameters, context).model_dump(mode="json"))
+        done = self._watched(step, effects, lambda: operation.run(parameters, context).model_dump(mode="json"))
+        masked: dict[str, Any] = self._redactor.value(done)
+        return masked
 
     def _watched(self, step: Step, effects: Effects, act: Callable[[], dict[str, Any]]) -> Outputs:
         """Run an operation that acts by itself between a capture and its difference."""
@@ -369,18 +436,18 @@ class Run:
         outputs = act()
         changes = self.workspace.finish(self.id, step.id)
         if "changed" in outputs and not outputs["changed"]:  # a script cannot know
-            outputs["changed"] = [change.path for change in changes if GIT not in change.path.split("/")]
+            outputs["changed"] = [printable(each.path) for each in changes if GIT not in each.path.split("/")]
         return outputs
 
     def _context(self, step: Step, token: CancelToken) -> Context:
         document, instruction = step.scope.document, step.instruction
-        secrets = self.settings.secrets(instruction.secrets) if instruction.secrets else {}
+        secrets = self._secrets_of(instruction.secrets)
         return Context(
             files=Overlay(self.workspace.tree),
             step_id=step.id,
             set_name=document.name,
             run_id=self.id,
-            env={**self.document.env, **document.env, **secrets},
+            env={**self.document.env, **document.env, **secrets, RUN_ROOT: str(self.workspace.root.resolve())},
             cancel=token,
             log=lambda line: self.observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
             root=self.workspace.root,
@@ -389,43 +456,77 @@ class Run:
             repository=Repository(self.workspace.root, self.policy),
         )
 
+    def _secrets_of(self, names: Collection[str]) -> dict[str, str]:
+        missing = [name for name in names if name not in self._secrets]
+        if missing:
+            found = self.settings.secrets(missing)
+            self._redactor.add(found.values())
+            self._secrets.update(found)
+        return {name: self._secrets[name] for name in names if name in self._secrets}
+
+    def _load_secrets(self) -> None:
+        """Know what to mask before anything runs: a step may read what one that got them wrote before a resume."""
+        for name in sorted({name for step in self.graph.steps for name in _secrets_named(step.instruction)}):
+            try:
+                self._secrets_of([name])
+            except QuantumError as error:
+                self.observe(RunEvent(EventKind.LOG, message=f"secret {name}: {error.message}"))  # its step will fail
+
     # Steps that become several.
 
-    async def _run_expansion(self, step: Step) -> None:
+    async def _run_expansion(self, step: Step, stop: Stop) -> None:
         expansion = expand_step(step, self._values.view(step.scope.prefixes), self._values_of_run)
         if not expansion.steps:
             self._values.groups.update(expansion.groups)
             self._end(step, StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED))
             return
         if step.is_list:
-            await self._run_inner(step, step.id, expansion)
+            await self._run_inner(step, step.id, expansion, stop)
             return
         for number in range(step.instruction.retries + 1):
+            limit = asyncio.timeout(step.instruction.timeout)
             try:
-                async with asyncio.timeout(step.instruction.timeout):
-                    await self._run_inner(step, step.id, expansion)
+                with stop.inside() as inner:
+                    async with limit:
+                        await self._run_inner(step, step.id, expansion, inner)
                 return
             except (StepFailed, TimeoutError) as problem:
-                await self._undo_inner(expansion)
+                if isinstance(problem, TimeoutError) and not limit.expired():
+                    raise
+                if isinstance(problem, StepFailed) and isinstance(problem.error, FATAL):
+                    raise
+                await self._take_back(expansion.steps)
                 if number == step.instruction.retries:
                     raise _call_failed(step, problem) from problem
-                await asyncio.sleep(_delay(step, number))
+                await stop.wait(partial(asyncio.sleep, _delay(step, number)))
 
-    async def _run_inner(self, step: Step, name: str, expansion: Expansion) -> None:
+    async def _run_inner(self, step: Step, name: str, expansion: Expansion, stop: Stop) -> None:
         self.inner[name] = expansion
         self._values.groups.update(expansion.groups)
-        await self._run_graph(connect(expansion), step)
+        await self._run_graph(connect(expansion), step, stop)
 
-    async def _undo_inner(self, expansion: Expansion) -> None:
-        for inner in reversed(expansion.steps):
-            await self._take_back(inner)
+    async def _take_back(self, steps: Sequence[Step]) -> None:
+        """Undo steps and all that they became, as if they had not run.
 
-    async def _take_back(self, step: Step) -> None:
-        """Undo a step and all that it became, as if it had not run."""
-        for step_id in [*self._all_inside(step.id), step.id]:
-            await asyncio.to_thread(self.workspace.undo, self.id, step_id)
-            if self.results.pop(step_id, None) is not None:
-                self.journal.set_step_status(self.id, step_id, StepStatus.PENDING.value)
+        That they have to run again is durable before anything is undone: a process that dies in between resumes so.
+        """
+        names = {step.id for step in steps}
+        known = {*self.results, *self._recorded}
+        chosen = sorted(names | {step_id for step_id in known if not names.isdisjoint(_owners(step_id))})
+        await self._in_thread(partial(self._compensate, chosen))
+        for step_id in chosen:
+            self.results.pop(step_id, None)
+            self._recorded.pop(step_id, None)
+        undo = await self._in_thread(partial(self._undo_steps, [*chosen, *(f"{each}/undo" for each in chosen)]))
+        if undo.conflicts:
+            raise conflict_error(self.id, undo.conflicts)
+
+    def _undo_steps(self, step_ids: Sequence[str]) -> Undo:
+        self.journal.set_step_status(self.id, step_ids, StepStatus.PENDING.value)
+        try:
+            return self.workspace.undo(self.id, step_ids)
+        except (OperationError, OSError) as problem:
+            raise _rollback_failed(self.id, problem) from problem
 
     # Failure.
 
@@ -434,12 +535,12 @@ class Run:
         result.status, result.error, result.duration_s = StepStatus.FAILED, error, time.monotonic() - started
         self._end(step, result)
 
-    async def _handle(self, step: Step, error: QuantumError) -> None:
+    async def _handle(self, step: Step, error: QuantumError, stop: Stop) -> None:
         handler = step.instruction.on_error
         if handler == "continue":
             return
         if isinstance(handler, ErrorHandler):
-            await self._run_inner(step, f"{step.id}/on_error", handler_steps(step, handler))
+            await self._run_inner(step, f"{step.id}/on_error", handler_steps(step, handler), stop)
             return
         raise StepFailed(step, error)
 
@@ -447,72 +548,91 @@ class Run:
         outcome = Outcome(RunStatus.ROLLED_BACK, failed.error, failed.step.id)
         if self.settings.on_failure is OnFailure.ROLLBACK:
             return await self._roll_back(outcome)
-        await self._undo_what_came_after(failed.step)
         paused = self.settings.on_failure is OnFailure.PAUSE
         outcome.status = RunStatus.PAUSED if paused else RunStatus.KEPT
+        try:
+            await self._undo_what_came_after(failed.step)
+        except FATAL as problem:
+            outcome.error = problem
+        if isinstance(outcome.error, FATAL):
+            outcome.status = RunStatus.NEEDS_ATTENTION
         return outcome
 
     async def _undo_what_came_after(self, failed: Step) -> None:
         """Undo steps that ran ahead of a failure: one by one, they would not have run."""
-        place = self._place_of(failed.id)
-        ahead = [step for step in self.graph.steps if self.graph.position[step.id] > place]
-        for step in reversed(ahead):
-            await self._take_back(step)
-
-    def _place_of(self, step_id: str) -> int:
-        """The place of a step, or of the step of the set's own graph that it is inside of."""
-        if step_id in self.graph.position:
-            return self.graph.position[step_id]
-        owners = [step.id for step in self.graph.steps if step_id in self._all_inside(step.id)]
-        return self.graph.position[owners[0]]
-
-    def _all_inside(self, step_id: str) -> list[str]:
-        names = [name for name in (step_id, f"{step_id}/on_error") if name in self.inner]
-        inside = [inner.id for name in names for inner in self.inner[name].steps]
-        return [each for inner in reversed(inside) for each in (*self._all_inside(inner), inner)]
+        place = next(self.graph.position[each] for each in _owners(failed.id) if each in self.graph.position)
+        await self._take_back(self.graph.steps[place + 1 :])
 
     async def _roll_back(self, outcome: Outcome) -> Outcome:
         """Undo everything that the run did; a second interrupt does not stop it."""
         self.observe(RunEvent(EventKind.ROLLING_BACK, message=str(outcome.error or "interrupted")))
-        await self._compensate()
-        undo = await asyncio.to_thread(self.workspace.undo, self.id)
-        await asyncio.to_thread(self.workspace.folder.syncfs)
+        succeeded = self._succeeded()
+        try:
+            await self._in_thread(partial(self._compensate, succeeded))
+            undo = await self._in_thread(partial(self._undo_all, succeeded))
+        except (QuantumError, OSError) as problem:
+            outcome.status, outcome.error = RunStatus.NEEDS_ATTENTION, self._clean(_rollback_failed(self.id, problem))
+            return outcome
         for result in self.results.values():
             if result.status in (StepStatus.SUCCEEDED, StepStatus.RUNNING):
                 result.status = StepStatus.ROLLED_BACK
-                self.journal.record_step(self.id, result.record())
+        self.journal.set_step_status(self.id, succeeded, StepStatus.ROLLED_BACK.value)
         if undo.conflicts:
             outcome.conflicts = undo.conflicts
             outcome.status = RunStatus.NEEDS_ATTENTION
             outcome.error = conflict_error(self.id, undo.conflicts)
         return outcome
 
-    async def _compensate(self) -> None:
-        """Run the `undo` instructions of the steps that have succeeded, the last one first."""
-        steps = [step for step in self.graph.steps if step.instruction.undo is not None]
-        self._stopping, interrupted, self._interrupted = False, self._interrupted, False
-        for step in reversed(steps):
-            result, undo = self.results.get(step.id), step.instruction.undo
-            if undo is None or result is None or result.status is not StepStatus.SUCCEEDED:
+    def _undo_all(self, succeeded: Sequence[str]) -> Undo:
+        """See `_take_back` for the order."""
+        self.journal.set_step_status(self.id, succeeded, StepStatus.PENDING.value)
+        undo = self.workspace.undo(self.id)
+        self.workspace.folder.syncfs()
+        return undo
+
+    def _succeeded(self) -> list[str]:
+        """The steps whose effects stand, in this process's books or an earlier one's, in the order of their ends."""
+        for step_id, record in self._recorded.items():
+            if step_id not in self.results:
+                self.results[step_id] = result = StepResult.of(record)
+                self._values.set(step_id, result.status, result.outputs or {})
+        return [step_id for step_id, result in self.results.items() if result.status is StepStatus.SUCCEEDED]
+
+    def compensate(self) -> None:
+        """Run the `undo` instructions of the steps that the journal holds as succeeded."""
+        self._compensate(self._succeeded())
+        self._threads.shutdown()
+
+    def _compensate(self, step_ids: Collection[str]) -> None:
+        """Run the `undo` instructions of those of these steps that have succeeded, the last one first."""
+        chosen = set(step_ids)
+        steps = {step.id: step for step in self._all_steps() if step.id in chosen and step.instruction.undo is not None}
+        for step_id in reversed([each for each in self.results if each in steps]):
+            step, undo = steps[step_id], steps[step_id].instruction.undo
+            if undo is None or self.results[step_id].status is not StepStatus.SUCCEEDED:
                 continue
-            compensation = Step(f"{step.id}/undo", undo, step.scope, step.item)
             try:
-                await asyncio.to_thread(self._try, compensation, CancelToken())
+                self._try(Step(f"{step_id}/undo", undo, step.scope, step.item), CancelToken())
             except QuantumError as error:
                 message = f"its undo failed, and what it did outside the workspace stands: {error.message}"
-                self.observe(RunEvent(EventKind.LOG, step.id, undo.op, message))
-        self._interrupted = interrupted
+                self.observe(RunEvent(EventKind.LOG, step_id, undo.op, message))
+            self.journal.set_step_status(self.id, step_id, StepStatus.PENDING.value)  # once is enough
+
+    def _all_steps(self) -> Iterator[Step]:
+        yield from self.graph.steps
+        for expansion in self.inner.values():
+            yield from expansion.steps
 
     # Approvals.
 
-    async def _decide_approval(self, step: Step) -> None:
+    async def _decide_approval(self, step: Step, stop: Stop) -> None:
         """Pass if the step needs no approval or has it. Raises ApprovalAwaited, and OperationError when rejected."""
         if step.instruction.op != "approval":
             return
         decision = self._decisions.get(step.id)
         if decision is None:
             message = str(getattr(resolved_parameters(step, self._scope(step)), "message", ""))
-            decision = await self._ask(step, message)
+            decision = await self._ask(step, message, stop)
             if decision is None:
                 self.observe(RunEvent(EventKind.AWAITING_APPROVAL, step.id, "approval", message))
                 awaiting = StepResult(step.id, "approval", StepStatus.AWAITING_APPROVAL)
@@ -523,12 +643,13 @@ class Run:
         if not decision:
             raise OperationError("the approval was rejected", hint="")
 
-    async def _ask(self, step: Step, message: str) -> bool | None:
+    async def _ask(self, step: Step, message: str, stop: Stop) -> bool | None:
         if self.settings.approve and self.document.trust is Trust.TRUSTED:
             return True
         if self.settings.ask is None:
             return None
-        return await asyncio.to_thread(self.settings.ask, step.id, message)
+        ask = partial(self.settings.ask, step.id, message)
+        return await stop.wait(partial(in_a_thread_left_behind, ask))
 
     # The books.
 
@@ -549,6 +670,28 @@ def _call_failed(step: Step, problem: StepFailed | TimeoutError) -> OperationErr
     return TimedOut(f"took longer than {step.instruction.timeout:g} s; all that it had started was ended")
 
 
+def _owners(step_id: str) -> Iterator[str]:
+    """The id itself, and those of the steps that it is inside of: `a[0]/b` is inside `a[0]`, and that inside `a`."""
+    yield step_id
+    for place in range(len(step_id) - 1, 0, -1):
+        if step_id[place] in "/[":
+            yield step_id[:place]
+
+
+def _secrets_named(instruction: Instruction) -> Iterator[str]:
+    """The secrets that an instruction, or one inside of it, asks for."""
+    yield from instruction.secrets
+    inner: Iterable[Instruction] = instruction.on_error.run if isinstance(instruction.on_error, ErrorHandler) else ()
+    for each in (*inner, *([instruction.undo] if instruction.undo else [])):
+        yield from _secrets_named(each)
+
+
+def _rollback_failed(run_id: str, problem: Exception) -> NeedsAttention:
+    return NeedsAttention(
+        f"not everything could be put back: {problem}", hint=f"mend that, then `qo rollback {run_id}` goes on with it"
+    )
+
+
 def _delay(step: Step, number: int) -> float:
     delays = step.instruction.retry_delay
     if isinstance(delays, list):
@@ -567,7 +710,7 @@ def _as_error(problem: Exception) -> QuantumError:
 
 def conflict_error(run_id: str, paths: Sequence[str]) -> NeedsAttention:
     """Somebody else changed paths that were to be put back."""
-    shown = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
+    shown = ", ".join(map(printable, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
     return NeedsAttention(
         f"changed by somebody else meanwhile, and left as they are: {shown}",
         hint=f"`qo diff {run_id}` shows what the run did; settle the files by hand",

@@ -13,26 +13,37 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, TypeVar, cast
 from uuid import UUID, uuid4
 
+import httpx
 from prefect import Flow, flow, get_client, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, Pause
 from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Completed, Failed, Paused, Scheduled
 from prefect.utilities.urls import url_for
 
-from quantum_orchestrator.blocks.errors import Interrupted, NeedsAttention, QuantumError, TimedOut, UsageError
-from quantum_orchestrator.blocks.home import home, workspace_home
+from quantum_orchestrator.blocks.errors import (
+    Interrupted,
+    NeedsAttention,
+    QuantumError,
+    ServerError,
+    TimedOut,
+    UsageError,
+    WorkspaceBusy,
+)
+from quantum_orchestrator.blocks.home import home, refuse_own_run, workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.workspace import Workspace
@@ -45,9 +56,14 @@ from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus, error_json
 from quantum_orchestrator.tasks.prefect_task import Ended, TaskOptions, cache_key, run_task
 
+T = TypeVar("T")
+
 PARAMETER_BYTES = 400_000
 """Prefect refuses parameters over 512 KiB; the journal holds the whole set anyway."""
 POLL_SECONDS = 0.5
+LOCK_SECONDS = 0.05
+TELLING_SECONDS = 20.0
+"""A server that takes longer to hear of something counts as gone."""
 PAUSE_SECONDS = 10 * 365 * 86_400
 """Prefect wants an end to every pause; ours wait for people."""
 
@@ -108,12 +124,11 @@ def open_journal(root: Path) -> Journal:
 @contextlib.asynccontextmanager
 async def locked(root: Path, *, wait: bool, on_wait: Callable[[str], None]) -> AsyncIterator[OpenWorkspace]:
     """Hold a workspace. Raises WorkspaceBusy where another run does and `wait` is false."""
-    if os.environ.get("QO_RUN_ROOT") == str(root.resolve()):
-        raise UsageError("a script of this run cannot start another run in the same workspace", hint='use "call"')
+    refuse_own_run(root)
     policy = Policy.load(home() / "policy.toml")
     journal = open_journal(root)
     try:
-        await asyncio.to_thread(journal.lock.acquire, wait=wait, on_wait=on_wait)
+        await _acquire(journal, wait=wait, on_wait=on_wait)
         workspace = Workspace(root, journal, policy.snapshot_exclude)
         try:
             yield OpenWorkspace(workspace, policy)
@@ -122,6 +137,23 @@ async def locked(root: Path, *, wait: bool, on_wait: Callable[[str], None]) -> A
     finally:
         journal.lock.release()
         journal.close()
+
+
+async def _acquire(journal: Journal, *, wait: bool, on_wait: Callable[[str], None]) -> None:
+    """Asks again and again, as whoever waits in the kernel cannot be interrupted."""
+    told = False
+    while True:
+        try:
+            journal.lock.acquire(wait=False)
+        except WorkspaceBusy:
+            if not wait:
+                raise
+            if not told:
+                on_wait(journal.lock.holder())
+            told = True
+            await asyncio.sleep(LOCK_SECONDS)
+        else:
+            return
 
 
 def refuse_unfinished(journal: Journal) -> None:
@@ -147,7 +179,6 @@ async def run_set(request: RunRequest) -> dict[str, Any]:
     async with locked(request.root, wait=request.wait, on_wait=request.on_wait) as opened:
         refuse_unfinished(opened.journal)
         record = _new_record(request)
-        opened.journal.begin(record)
         async with _flow_run_for(record, request) as flow_run:
             return await _in_flow_run(record, request, opened, flow_run)
 
@@ -160,7 +191,6 @@ async def carry_on(request: RunRequest, run_id: str) -> dict[str, Any]:
             raise UsageError(f"no run {run_id!r} in this workspace", hint="`qo history` lists them")
         if record.status not in ("running", "paused", "awaiting_approval"):
             raise UsageError(f"run {record.id} is {record.status}: there is nothing to go on with")
-        opened.journal.update(record.id, status=RunStatus.RUNNING.value, pid=os.getpid(), ended_at=None)
         async with _flow_run_again(record, request) as flow_run:
             return await _in_flow_run(record, request, opened, flow_run)
 
@@ -186,12 +216,14 @@ def _new_record(request: RunRequest) -> RunRecord:
 @contextlib.asynccontextmanager
 async def _flow_run_for(record: RunRecord, request: RunRequest) -> AsyncIterator[FlowRun]:
     async with get_client() as client:
-        yield await client.create_flow_run(
-            build_flow(request.document, _nothing),
-            name=record.id,
-            parameters=_parameters(record, request.root),
-            tags=[*request.document.tags],
-        )
+        with _reaching():
+            flow_run = await client.create_flow_run(
+                build_flow(request.document, _nothing),
+                name=record.id,
+                parameters=_parameters(record, request.root),
+                tags=[*request.document.tags],
+            )
+        yield flow_run
 
 
 @contextlib.asynccontextmanager
@@ -199,7 +231,7 @@ async def _flow_run_again(record: RunRecord, request: RunRequest) -> AsyncIterat
     """The flow run that the run began in, made ready to run again; a new one where the server has lost it."""
     found: FlowRun | None = None
     async with get_client() as client:
-        with contextlib.suppress(ObjectNotFound):  # another server, or one whose database is new
+        with _reaching(), contextlib.suppress(ObjectNotFound):  # another server, or one whose database is new
             flow_run_id = UUID(str(record.flow_run_id))
             await client.set_flow_run_state(flow_run_id, Scheduled(name="Resuming"), force=True)
             found = await client.read_flow_run(flow_run_id)
@@ -208,6 +240,15 @@ async def _flow_run_again(record: RunRecord, request: RunRequest) -> AsyncIterat
         return
     async with _flow_run_for(record, request) as flow_run:
         yield flow_run
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """For what Prefect must hear before a run begins."""
+    try:
+        yield
+    except httpx.HTTPError as problem:
+        raise _unreached(problem) from problem
 
 
 def _parameters(record: RunRecord, root: Path) -> dict[str, Any]:
@@ -239,28 +280,66 @@ def build_flow(document: InstructionSet, body: Callable[[], Awaitable[Any]]) -> 
 async def _in_flow_run(
     record: RunRecord, request: RunRequest, opened: OpenWorkspace, flow_run: FlowRun
 ) -> dict[str, Any]:
-    documents: list[dict[str, Any]] = []
+    """Run the flow. What the run came to is decided in its body: if Prefect cannot hear of it, that is only said."""
+    ends: list[dict[str, Any] | Exception] = []
+    signals, telling = Signals(), Telling(request.observers)
 
     async def body() -> State[Any]:
-        document, state = await conduct(record, request, opened)
-        documents.append(document)
+        try:
+            document, state = await conduct(record, request, opened, signals, telling)
+        except Exception as problem:
+            ends.append(problem)  # Prefect makes a state of it
+            raise
+        ends.append(document)
+        if telling.lost:
+            hurry.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
+        limit.reschedule(asyncio.get_running_loop().time() + (0 if telling.lost else TELLING_SECONDS))
         return await _ended(state)
 
     built = build_flow(request.document, body)
     running = run_flow(built, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
-    with contextlib.suppress(Pause):  # how Prefect leaves a flow run that waits
-        await cast("Awaitable[Any]", running)  # the flow is asynchronous
-    if not documents:
-        raise QuantumError("Prefect did not start the flow run", hint=f"`qo logs {record.id}` or the UI may say why")
-    return documents[0]
+    try:
+        with contextlib.ExitStack() as hurry, signals, contextlib.suppress(Pause):  # Pause: a flow run that waits
+            async with asyncio.timeout(None) as limit:
+                await cast("Awaitable[Any]", running)  # the flow is asynchronous
+    except (httpx.HTTPError, TimeoutError) as problem:
+        if not ends:
+            raise _unreached(problem) from problem
+        telling.lose(problem)
+    return _end(record, ends)
+
+
+def _end(record: RunRecord, ends: Sequence[dict[str, Any] | Exception]) -> dict[str, Any]:
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
+        return end
+    raise QuantumError("Prefect did not start the flow run", hint=f"`qo logs {record.id}` or the UI may say why")
+
+
+def _unreached(problem: Exception) -> ServerError:
+    return ServerError(
+        f"the Prefect server does not answer: {str(problem) or type(problem).__name__}",
+        hint="nothing was changed; `qo doctor` says how the server is",
+    )
 
 
 # Inside the flow.
 
 
-async def conduct(record: RunRecord, request: RunRequest, opened: OpenWorkspace) -> tuple[dict[str, Any], State[Any]]:
-    """The flow's body: the run's document, and the state that the flow run is to end in."""
+async def conduct(
+    record: RunRecord, request: RunRequest, opened: OpenWorkspace, signals: Signals, telling: Telling
+) -> tuple[dict[str, Any], State[Any]]:
+    """The flow's body: the run's document, and the state that the flow run is to end in.
+
+    The run begins here and not before: whatever ends the process until then, Ctrl-C or Prefect, leaves nothing.
+    """
     journal = opened.journal
+    await signals.take()
+    if journal.run(record.id) is None:
+        journal.begin(record)
+    else:
+        journal.update(record.id, status=RunStatus.RUNNING.value, pid=os.getpid(), ended_at=None)
     flow_run_id = _current_flow_run_id()
     record = replace(record, flow_run_id=str(flow_run_id), ui_url=url_for("flow-run", obj_id=flow_run_id))
     journal.update(record.id, flow_run_id=record.flow_run_id, ui_url=record.ui_url)
@@ -274,10 +353,10 @@ async def conduct(record: RunRecord, request: RunRequest, opened: OpenWorkspace)
         observers=[*request.observers, _log_to(get_run_logger()), _log_file(journal.log_path(record.id))],
     )
     run.observe(RunEvent(EventKind.RUN_STARTED, message=record.ui_url or "", op=record.id))
-    with _interruptible(run):
-        async with _pages(run), _watching_for_cancel(run):
-            outcome = await run.execute()
-    return await _finish(record, run, outcome)
+    signals.end(run)
+    async with _pages(run, telling), _watching_for_cancel(run):
+        outcome = await run.execute()
+    return await _finish(record, run, outcome, telling)
 
 
 def _current_flow_run_id() -> UUID:
@@ -299,14 +378,14 @@ def _settings(record: RunRecord, request: RunRequest) -> RunSettings:
     )
 
 
-async def _finish(record: RunRecord, run: Run, outcome: Outcome) -> tuple[dict[str, Any], State[Any]]:
+async def _finish(record: RunRecord, run: Run, outcome: Outcome, telling: Telling) -> tuple[dict[str, Any], State[Any]]:
     record = replace(record, ended_at=time.time())
     error = None if outcome.error is None else error_json(outcome.error)
     steps = list(report.in_document_order(run.expansion, run.inner, run.results))
     document = report.run_document(record, outcome.status, steps, run.journal, error)
     run.journal.update(record.id, report=document)
     summary = summarize(document)
-    await _publish("diff", run, report.diff_page(report.render_diff(run.journal, run.id), summary))
+    await telling.page(run, "diff", report.diff_page(run.redact(report.render_diff(run.journal, run.id)), summary))
     run.observe(RunEvent(EventKind.RUN_FINISHED, message=summary))
     return document, _state(outcome.status, summary)
 
@@ -334,7 +413,8 @@ async def _ended(state: State[Any]) -> State[Any]:
 def summarize(document: Mapping[str, Any]) -> str:
     """A run's end in one line."""
     counts, status = document["diff"], document["status"].replace("_", " ")
-    changed = f"{counts['files']} files changed (+{counts['insertions']} −{counts['deletions']})"
+    files = "file" if counts["files"] == 1 else "files"
+    changed = f"{counts['files']} {files} changed (+{counts['insertions']} −{counts['deletions']})"
     failed = next((step["id"] for step in document["steps"] if step["status"] == StepStatus.FAILED), None)
     reason = f": {document['error']['message']}" if document["error"] else ""
     where = f" at step {failed}" if failed and document["error"] else ""
@@ -368,7 +448,8 @@ class PrefectRunner:
             raise Interrupted
         result = await state.aresult(raise_on_failure=False)
         if isinstance(result, TimeoutError):
-            raise TimedOut(f"took longer than {instruction.timeout:g} s; all that it had started was ended")
+            limit = "its time-out" if instruction.timeout is None else f"{instruction.timeout:g} s"
+            raise TimedOut(f"took longer than {limit}; all that it had started was ended")
         if isinstance(result, BaseException):
             raise result
         outputs: Outputs = result
@@ -402,33 +483,62 @@ def load_secrets(names: Sequence[str]) -> dict[str, str]:
 # What is shown while it runs.
 
 
-@contextlib.contextmanager
-def _interruptible(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run in order; a second one ends the process at once, and says so."""
-    loop = asyncio.get_running_loop()
-    pressed = 0
+class Signals:
+    """What Ctrl-C and SIGTERM do to a run: the first ends it in order, the second ends the process, and says so.
 
-    def handle() -> None:
-        nonlocal pressed
-        pressed += 1
-        if pressed == 1:
+    In force from `take` to the end of the context, so that also the last words of a run are not cut off. Before, there
+    is nothing to undo, and Python's own way of ending will do; only SIGTERM is held back until then, as Prefect's way
+    is to raise an exception wherever the program happens to be, which may be where none gets out.
+    """
+
+    def __init__(self) -> None:
+        self._run: Run | None = None
+        self._pressed = 0
+        self._owners = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._taken: list[signal.Signals] = []
+
+    def __enter__(self) -> Self:
+        """See `take`."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whoever owned the signals has them back."""
+        for number in self._taken:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, self._owners[number])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+    async def take(self) -> None:
+        """Own them from now on. An interrupt that came before is raised here, before anything has begun."""
+        loop = asyncio.get_running_loop()
+        for number in self._owners:
+            try:
+                loop.add_signal_handler(number, self._received)
+            except (ValueError, RuntimeError):  # not the main thread: whoever owns it handles signals
+                break
+            self._taken.append(number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        await asyncio.sleep(0)
+
+    def end(self, run: Run) -> None:
+        """This is the run that they end."""
+        self._run = run
+        if self._pressed:
+            run.interrupt()
+
+    def _received(self) -> None:
+        self._pressed += 1
+        run = self._run
+        if run is None:
+            return
+        if self._pressed == 1:
             run.interrupt()
             return
-        message = f"\nstopped at once; `qo rollback {run.id}` undoes what was done, `qo resume {run.id}` goes on\n"
-        os.write(2, message.encode())
+        where = "" if run.workspace.root == Path.cwd() else f" --workspace {shlex.quote(str(run.workspace.root))}"
+        message = f"`qo rollback {run.id}{where}` undoes what was done, `qo resume {run.id}{where}` goes on"
+        os.write(2, f"\nstopped at once; {message}\n".encode())
         os._exit(130)
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, handle)
-    except (ValueError, RuntimeError):  # not the main thread: whoever owns it handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 @contextlib.asynccontextmanager
@@ -448,11 +558,52 @@ async def _watching_for_cancel(run: Run) -> AsyncIterator[None]:
         await asyncio.gather(watcher, return_exceptions=True)
 
 
+class Telling:
+    """What a run tells Prefect beside its tasks. The journal holds it all: a server that is gone ends no run."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.lost = False
+        self._observers = observers
+        self._bar: UUID | None = None
+
+    async def page(self, run: Run, kind: str, markdown: str) -> None:
+        """A page of the flow run."""
+        key, description = _key(run, kind), f"Run {run.id}"
+        await self._tell(lambda: acreate_markdown_artifact(markdown, key=key, description=description))
+
+    async def progress(self, run: Run, percent: float) -> None:
+        """The bar, made when it is first moved."""
+        bar, key, description = self._bar, _key(run, "progress"), f"Run {run.id}"
+        if bar is None:
+            self._bar = await self._tell(lambda: acreate_progress_artifact(percent, key=key, description=description))
+        else:
+            await self._tell(lambda: aupdate_progress_artifact(bar, percent))
+
+    async def _tell(self, words: Callable[[], Awaitable[T]]) -> T | None:
+        if self.lost:
+            return None
+        try:
+            async with asyncio.timeout(TELLING_SECONDS):
+                return await words()
+        except (httpx.HTTPError, TimeoutError) as problem:
+            self.lose(problem)
+            return None
+
+    def lose(self, problem: Exception) -> None:
+        """Say, once, that the server is gone."""
+        if not self.lost:
+            self.lost = True
+            reason = str(problem) or type(problem).__name__
+            message = f"the Prefect server no longer answers, and will not show all of this run: {reason}"
+            for observe in self._observers:
+                observe(RunEvent(EventKind.SERVER_LOST, message=message))
+
+
 @contextlib.asynccontextmanager
-async def _pages(run: Run) -> AsyncIterator[None]:
+async def _pages(run: Run, telling: Telling) -> AsyncIterator[None]:
     """The plan's page, and a bar that follows the run."""
-    await _publish("plan", run, report.plan_page(run.graph, run.document.description))
-    bar = await acreate_progress_artifact(0.0, key=_key(run, "progress"), description=f"Run {run.id}")
+    await telling.page(run, "plan", report.plan_page(run.graph, run.document.description))
+    await telling.progress(run, 0.0)
 
     async def follow() -> None:
         shown = 0.0
@@ -460,7 +611,7 @@ async def _pages(run: Run) -> AsyncIterator[None]:
             await asyncio.sleep(1)
             if (now := _percent(run)) != shown:
                 shown = now
-                await aupdate_progress_artifact(bar, now)
+                await telling.progress(run, now)
 
     follower = asyncio.create_task(follow())
     try:
@@ -468,17 +619,13 @@ async def _pages(run: Run) -> AsyncIterator[None]:
     finally:
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
-        await aupdate_progress_artifact(bar, _percent(run))
+        await telling.progress(run, _percent(run))
 
 
 def _percent(run: Run) -> float:
     ended = sum(result.status is not StepStatus.RUNNING for result in run.results.values())
     total = max(len(run.graph.steps), len(run.results), 1)
     return round(100.0 * ended / total, 1)
-
-
-async def _publish(kind: str, run: Run, markdown: str) -> None:
-    await acreate_markdown_artifact(markdown, key=_key(run, kind), description=f"Run {run.id}")
 
 
 def _key(run: Run, kind: str) -> str:
@@ -536,7 +683,7 @@ async def orchestrate(
     )
     async with locked(root, wait=True, on_wait=lambda _holder: None) as opened:
         refuse_unfinished(opened.journal)
-        record = _new_record(request)
-        opened.journal.begin(record)
-        _, state = await conduct(record, request, opened)
+        with (signals := Signals()):
+            telling = Telling(request.observers)
+            _, state = await conduct(_new_record(request), request, opened, signals, telling)
         return await _ended(state)

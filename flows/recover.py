@@ -16,8 +16,9 @@ from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import Change
 from quantum_orchestrator.blocks.workspace import Workspace
-from quantum_orchestrator.flows.engine import conflict_error
-from quantum_orchestrator.flows.results import RunStatus, StepStatus
+from quantum_orchestrator.flows.document import InstructionSet, OnFailure
+from quantum_orchestrator.flows.engine import Run, RunSettings, conflict_error
+from quantum_orchestrator.flows.results import RunEvent, RunStatus, StepStatus
 
 UNDONE = (RunStatus.ROLLED_BACK, RunStatus.CANCELLED)
 
@@ -68,7 +69,7 @@ def rollback(root: Path, run_id: str | None, *, check: bool = False) -> RolledBa
         workspace = Workspace(root, journal, policy.snapshot_exclude)
         try:
             run = find_unfinished(journal) if run_id is None else find_run(journal, run_id)
-            return _rollback(workspace, run, check=check)
+            return _rollback(workspace, policy, run, check=check)
         finally:
             workspace.close()
     finally:
@@ -76,10 +77,9 @@ def rollback(root: Path, run_id: str | None, *, check: bool = False) -> RolledBa
         journal.close()
 
 
-def _rollback(workspace: Workspace, run: RunRecord, *, check: bool) -> RolledBack:
+def _rollback(workspace: Workspace, policy: Policy, run: RunRecord, *, check: bool) -> RolledBack:
     from quantum_orchestrator.blocks import diff
 
-    journal = workspace.journal
     if run.status in UNDONE:
         raise UsageError(f"run {run.id} has been rolled back already")
     undo = workspace.plan_undo(run.id)
@@ -87,10 +87,36 @@ def _rollback(workspace: Workspace, run: RunRecord, *, check: bool) -> RolledBac
         raise _refused(run, undo.conflicts)
     patch = diff.render(undo.changes, _contents(workspace, undo.changes))
     if not check:
-        workspace.undo(run.id)
-        workspace.folder.syncfs()
-        _record(journal, run)
+        _undo(workspace, policy, run)
     return RolledBack(run.id, undo.changes, patch)
+
+
+def _undo(workspace: Workspace, policy: Policy, run: RunRecord) -> None:
+    """In an order in which a process that dies leaves a run that is unfinished, and can be undone again."""
+    journal = workspace.journal
+    succeeded = [step.id for step in journal.steps(run.id).values() if step.status == StepStatus.SUCCEEDED]
+    journal.update(run.id, status=RunStatus.NEEDS_ATTENTION.value)
+    _compensate(workspace, policy, run)
+    undo = workspace.undo(run.id)
+    if undo.conflicts:
+        raise _refused(run, undo.conflicts)
+    workspace.folder.syncfs()
+    _record(journal, run, succeeded)
+
+
+def _compensate(workspace: Workspace, policy: Policy, record: RunRecord) -> None:
+    """Run the `undo` instructions of the steps that have succeeded; the run's log says what came of them."""
+    document = InstructionSet.model_validate(record.document) if record.document else None
+    if document is None or not any(each.undo for each in document.instructions):
+        return
+    from quantum_orchestrator.flows.orchestrate import load_secrets
+
+    def note(event: RunEvent) -> None:
+        with workspace.journal.log_path(record.id).open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {event.kind.value} {event.step} {event.message}\n")
+
+    settings = RunSettings(parallel=1, on_failure=OnFailure.ROLLBACK, secrets=load_secrets)
+    Run(record, document, workspace, settings, policy=policy, observers=[note]).compensate()
 
 
 def _refused(run: RunRecord, conflicts: list[str]) -> NeedsAttention:
@@ -115,10 +141,8 @@ class _Contents:
         return self._workspace.journal.content(sha256)
 
 
-def _record(journal: Journal, run: RunRecord) -> None:
-    for step in journal.steps(run.id).values():
-        if step.status == StepStatus.SUCCEEDED:
-            journal.set_step_status(run.id, step.id, StepStatus.ROLLED_BACK.value)
+def _record(journal: Journal, run: RunRecord, succeeded: list[str]) -> None:
+    journal.set_step_status(run.id, succeeded, StepStatus.ROLLED_BACK.value)
     document = dict(run.report or {})
     if document:
         document["status"] = RunStatus.ROLLED_BACK.value

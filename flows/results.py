@@ -183,6 +183,7 @@ class EventKind(StrEnum):
     LOG = "log"
     AWAITING_APPROVAL = "awaiting_approval"
     ROLLING_BACK = "rolling_back"
+    SERVER_LOST = "server_lost"
     RUN_FINISHED = "run_finished"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import Qo, Warm
 
 # Before anything imports Prefect: it reads its settings once.
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "QO_", "GIT_", "ANTHROPIC_"))]:
@@ -41,3 +42,19 @@ def prefect_server(user: Path) -> Iterator[str]:
 
     APILogWorker.drain_all(timeout=10)  # or Prefect tries for a minute to reach a server that is gone
     server.stop(home())
+
+
+@pytest.fixture(scope="session")
+def warm(prefect_server: str) -> Iterator[Warm]:
+    """The process that every `qo` of the tests is forked from."""
+    process = Warm(os.environ)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def qo(warm: Warm, tmp_path: Path) -> Iterator[Qo]:
+    """`qo`, in a workspace of its own."""
+    command = Qo(warm, tmp_path)
+    yield command
+    command.close()

@@ -54,6 +54,7 @@ def examine(work: tuple[Scenario, str, int]) -> dict[str, Any]:
     scenario, folder, every = work
     started = time.monotonic()
     bench = Bench(scenario, Path(folder) / str(os.getpid()) / scenario.name.replace("/", "_").replace(" ", "_"))
+    every = every if every == 1 else every * scenario.stride
     violations: list[Violation] = []
     count = 0
     for point, way, again in kills(bench, every):

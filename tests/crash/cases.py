@@ -132,12 +132,12 @@ def observe(root: Path) -> dict[str, Any]:
 
 def _observe_repository(root: Path) -> list[str]:
     """Refs by the trees and messages that they lead to (ids hold times), HEAD, index, and a check of all objects."""
-    refs = git(root, "for-each-ref", "--format=%(refname)").split()
-    histories = [f"{ref} {git(root, 'log', '--format=%T %s', ref)}" for ref in refs]
+    refs = git(root, "for-each-ref", "--format=%(refname) %(tree) %(contents:subject)")
+    history = git(root, "log", "--all", "--topo-order", "--format=%T %s") if refs else ""
     head = (root / ".git" / "HEAD").read_text()
-    leftovers = [str(path) for path in (root / ".git").rglob("*.lock")]
-    git(root, "fsck", "--strict")
-    return [head, *histories, git(root, "ls-files", "-s"), *leftovers]
+    leftovers = [str(path.relative_to(root)) for path in (root / ".git").rglob("*.lock")]
+    git(root, "fsck", "--strict", "--no-dangling")
+    return [head, refs, history, git(root, "ls-files", "-s"), *leftovers]
 
 
 def recover(root: Path, scenario: Scenario, way: str) -> str | None:

@@ -13,7 +13,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 CALLS = ("rename", "mkdir", "rmdir", "unlink", "symlink", "write", "fchmod", "fsync", "replace")
@@ -24,8 +24,8 @@ At = Callable[[str], None]
 
 
 class _Database(sqlite3.Connection):
-    at: At = staticmethod(lambda _point: None)
-    counts: dict[str, int] = {}
+    at: ClassVar[At]
+    counts: ClassVar[dict[str, int]]
 
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         return _around(statement.split()[0].lower(), lambda: super(_Database, self).execute(statement, *values), self)
@@ -69,7 +69,9 @@ def watch(at: At) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in CALLS:
             stack.enter_context(mock.patch.object(os, name, counting(name, getattr(os, name))))
-        stack.enter_context(mock.patch.object(sqlite3, "connect", lambda *a, **k: connect(*a, **{"factory": Database, **k})))
+        stack.enter_context(
+            mock.patch.object(sqlite3, "connect", lambda *a, **k: connect(*a, **{"factory": Database, **k}))
+        )
         yield
 
 

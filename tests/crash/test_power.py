@@ -77,7 +77,7 @@ def test_a_cut_at_any_moment_leaves_all_or_nothing(bench: Bench, tmp_path: Path)
 
 @contextlib.contextmanager
 def without_workspace_sync() -> Any:
-    with mock.patch.object(ConfinedFolder, "syncfs", lambda _self: None):
+    with mock.patch.object(ConfinedFolder, "syncfs", return_value=None):
         yield
 
 

@@ -9,48 +9,14 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import LOUD, NOTE, Said
 
 from quantum_orchestrator.blocks.home import workspace_home
 from quantum_orchestrator.deployments import cli
 
-NOTE = {"id": "note", "op": "file.write", "with": {"path": "note.txt", "content": "hello\n"}}
-LOUD = {"id": "loud", "op": "file.append", "with": {"path": "note.txt", "content": "HELLO\n"}}
 SCRIPT = {"id": "build", "op": "script.run", "with": {"argv": ["true"]}, "writes": ["out/**"], "reads": []}
-
-
-class Said:
-    """What one command line did. Every method checks one thing and gives the same object again."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    def exits(self, code: int) -> Said:
-        assert self.code == code, f"exit {self.code}\n{self.out}\n{self.err}"
-        assert "Traceback" not in self.err
-        return self
-
-    def prints(self, text: str) -> Said:
-        assert text in self.out, self.out
-        return self
-
-    def prints_exactly(self, text: str) -> Said:
-        assert self.out == text
-        return self
-
-    def says(self, text: str) -> Said:
-        assert text in self.err, self.err
-        return self
-
-    def is_silent(self) -> Said:
-        assert self.err == ""
-        return self
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 class Qo:

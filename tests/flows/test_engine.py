@@ -56,10 +56,12 @@ class Bench:
 
     def run(self, *instructions: Mapping[str, Any], run_id: str = "r1", **fields: Any) -> Outcome:
         settings = {name: fields.pop(name) for name in ("approve", "ask") if name in fields}
-        given = fields.pop("given", {})
+        vault = fields.pop("vault", {})
+        settings["secrets"] = lambda names: {name: vault[name] for name in names}
+        given, recorded = fields.pop("given", {}), fields.pop("document", {})
         document = load(json.dumps({"name": "test", "instructions": list(instructions), **fields}).encode())
         inputs = resolve_inputs(document, given)
-        record = self.journal.run(run_id) or RunRecord(run_id, "test", "running", {}, inputs, {}, time.time())
+        record = self.journal.run(run_id) or RunRecord(run_id, "test", "running", recorded, inputs, {}, time.time())
         if self.journal.run(run_id) is None:
             self.journal.begin(record)
         chosen = RunSettings(parallel=4, on_failure=document.on_failure, **settings)
