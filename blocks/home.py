@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from pathlib import Path
 
 from quantum_orchestrator.blocks.errors import StateError, UsageError
@@ -38,6 +39,11 @@ def workspace_home(root: Path) -> Path:
     folder = private_folder(home() / "workspaces" / f"{readable}-{digest}")
     _name_workspace(folder / "path", os.fsencode(workspace) + b"\n")
     return folder
+
+
+def workspace_option(root: Path) -> str:
+    """What a suggested command needs to find the workspace `root` from here; nothing where it would by itself."""
+    return "" if root == Path.cwd() else f" --workspace {shlex.quote(str(root))}"
 
 
 def refuse_own_run(root: Path) -> None:

@@ -19,6 +19,7 @@ This module knows neither operations nor Prefect, and never touches the workspac
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -36,6 +37,7 @@ from quantum_orchestrator.blocks.errors import StateError, WorkspaceBusy
 from quantum_orchestrator.blocks.tree import Change, Entry, Kind, digest
 
 VERSION = 1
+_DAMAGE_HINT = "`qo doctor` says more; a copy of the folder helps to find out what happened to it"
 INLINE_BYTES = 64 * 1024
 COMPRESS_FROM = 256  # bytes; below, compression costs more than it saves
 
@@ -152,6 +154,13 @@ def _decode_path(column: str | bytes) -> str:
 
 def _decode_change(path: str | bytes, before: str | None, after: str | None) -> Change:
     return Change(_decode_path(path), decode_entry(before), decode_entry(after))
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether it is for want of space: even to read, SQLite must make its shared memory file."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 class Lock:
@@ -277,7 +286,7 @@ class Journal:
     def _unreadable(self, error: Exception) -> StateError:
         return StateError(
             f"{self.folder / 'journal.db'}: the journal cannot be read: {error}",
-            hint="`qo doctor` says more; a copy of the folder helps to find out what happened to it",
+            hint="free some disk space, and try again" if _is_full(error) else _DAMAGE_HINT,
         )
 
     def _unwritable(self, error: Exception) -> StateError:

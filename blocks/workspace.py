@@ -395,6 +395,8 @@ class Workspace:
             undo.conflicts.append(path)  # a FIFO or a device cannot be made anew
         elif _is_ours(current, history) or _changes_by_looking(path):
             undo.changes.append(Change(path, current, first))
+            if current is None and _is_repository(path):
+                undo.conflicts.append(join(path, "objects"))  # not captured: what it held is lost
         else:
             undo.conflicts.append(path)
 

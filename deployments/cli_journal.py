@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cyclopts import Parameter
 
-from quantum_orchestrator.blocks.errors import UsageError
+from quantum_orchestrator.blocks.errors import StateError, UsageError
+from quantum_orchestrator.blocks.home import workspace_option
 from quantum_orchestrator.deployments.cli_options import TALK, Json, RunId, Talk, WorkspaceOfRuns, existing_root
 from quantum_orchestrator.deployments.screen import aligned, changed_files, human_time
 
@@ -53,28 +54,32 @@ def run_named(journal: Journal, root: Path, run_id: str | None) -> RunRecord:
     found = journal.run(run_id)
     if found is not None:
         return found
+    lists_them = f"`qo history{workspace_option(root)}` lists them"
     if any(each.id.startswith(run_id) for each in journal.runs()):
-        raise UsageError(f"{run_id!r} is the beginning of several runs", hint="`qo history` lists them")
+        raise UsageError(f"{run_id!r} is the beginning of several runs", hint=lists_them)
     elsewhere = _workspace_with(run_id)
-    hint = f"it is in another one: --workspace {elsewhere}" if elsewhere else "`qo history` lists them"
+    hint = f"it is in another one: --workspace {elsewhere}" if elsewhere else lists_them
     raise UsageError(f"no run {run_id!r} in {root}", hint=hint)
 
 
 def _workspace_with(run_id: str) -> str | None:
-    """Another workspace of this user that has such a run."""
+    """Another workspace of this user that has such a run; one whose journal cannot be read is left out."""
     from quantum_orchestrator.blocks.home import home
-    from quantum_orchestrator.blocks.journal import Journal
 
     for name in sorted(home().glob("workspaces/*/path")):
-        if not (name.parent / "journal.db").exists():
-            continue
-        journal = Journal(name.parent)
-        try:
-            if journal.run(run_id) is not None:
-                return os.fsdecode(name.read_bytes()).rstrip("\n")
-        finally:
-            journal.close()
+        if (name.parent / "journal.db").exists() and _has_run(name.parent, run_id):
+            return os.fsdecode(name.read_bytes()).rstrip("\n")
     return None
+
+
+def _has_run(folder: Path, run_id: str) -> bool:
+    from quantum_orchestrator.blocks.journal import Journal
+
+    try:
+        with contextlib.closing(Journal(folder)) as journal:
+            return journal.run(run_id) is not None
+    except (StateError, ValueError):
+        return False  # only a hint is lost; commands about that workspace tell of the damage
 
 
 def standing(journal: Journal, run: RunRecord) -> str:
@@ -84,8 +89,13 @@ def standing(journal: Journal, run: RunRecord) -> str:
     return run.status
 
 
-def next_commands(run_id: str, status: str, steps: list[str]) -> list[str]:
-    """What a person can do about a run."""
+def next_commands(run_id: str, status: str, steps: list[str], root: Path) -> list[str]:
+    """What a person can do about a run, in words that work from the current folder."""
+    where = workspace_option(root)
+    return [f"{command}{where}" for command in _ways_on(run_id, status, steps)]
+
+
+def _ways_on(run_id: str, status: str, steps: list[str]) -> list[str]:
     match status:
         case "running":
             return [f"qo logs {run_id} -f", f"qo cancel {run_id}"]
@@ -140,7 +150,7 @@ def _state(journal: Journal, root: Path, run: RunRecord | None) -> dict[str, Any
         "waiting_for": waiting,
         "ui_url": run.ui_url,
         "error": None if run.error is None else dict(run.error),
-        "next": next_commands(run.id, how, waiting),
+        "next": next_commands(run.id, how, waiting, root),
     }
 
 
@@ -293,7 +303,9 @@ def diff(
     with journal_of(root) as journal:
         run = run_named(journal, root, run_id)
         if step is not None and step not in journal.steps(run.id):
-            raise UsageError(f"run {run.id} has no step {step!r}", hint=f"`qo show {run.id}` lists its steps")
+            raise UsageError(
+                f"run {run.id} has no step {step!r}", hint=f"`qo show {run.id}{workspace_option(root)}` lists its steps"
+            )
         changes = net_changes(journal, run.id, step)
         patch = patches.render(changes, journal.content)
         counts = counts_json(patches.statistics(changes, journal.content))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, validators
 
 from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError
+from quantum_orchestrator.blocks.home import workspace_option
 from quantum_orchestrator.deployments.cli_journal import journal_of, run_named, standing, waiting_steps
 from quantum_orchestrator.deployments.cli_options import (
     STDIN,
@@ -252,6 +253,7 @@ class _Conductor:
 
     def _say_what_is_next(self, report: Mapping[str, Any]) -> None:
         error, run_id, status = report["error"], report["run_id"], report["status"]
+        at = f"{run_id}{workspace_option(self.root)}"
         if error:
             failed = next((step["id"] for step in report["steps"] if step["error"] == error), None)
             at = f"step {failed}: " if failed else ""
@@ -259,15 +261,9 @@ class _Conductor:
         if status == "awaiting_approval":
             with journal_of(self.root) as journal:
                 steps = waiting_steps(journal, run_id)
-            ways = f"`qo approve {run_id}` or `qo reject {run_id}`{_in(self.root)}"
-            self.screen.warn(f"waiting for the approval of {', '.join(steps)}: {ways}")
+            self.screen.warn(f"waiting for the approval of {', '.join(steps)}: `qo approve {at}` or `qo reject {at}`")
         elif status == "paused":
-            self.screen.warn(f"paused: `qo resume {run_id}` goes on, `qo rollback {run_id}` undoes it{_in(self.root)}")
-
-
-def _in(root: Path) -> str:
-    """How a command is told about a workspace that it would not find by itself."""
-    return "" if root == Path.cwd() else f", with --workspace {root}"
+            self.screen.warn(f"paused: `qo resume {at}` goes on, `qo rollback {at}` undoes it")
 
 
 def actor() -> str:
@@ -421,19 +417,20 @@ def _decide(
     root = existing_root(workspace)
     with journal_of(root) as journal:
         record = _waiting_run(journal, root, run_id)
-        step = _waiting_step(journal, record, step)
+        step = _waiting_step(journal, root, record, step)
 
         def decide() -> None:
             if not journal.decide(record.id, step, approved=approved, actor=actor()):
-                raise _decided_already(record.id, step)
+                raise _decided_already(root, record.id, step)
 
         conduct = _Conductor(screen, made_root(root), options, from_stdin=False)
         return conduct, conduct.go_on(record, decide)
 
 
-def _decided_already(run_id: str, step: str) -> UsageError:
+def _decided_already(root: Path, run_id: str, step: str) -> UsageError:
     return UsageError(
-        f"step {step!r} of run {run_id} was decided already", hint=f"`qo resume {run_id}` goes on if it stands still"
+        f"step {step!r} of run {run_id} was decided already",
+        hint=f"`qo resume {run_id}{workspace_option(root)}` goes on if it stands still",
     )
 
 
@@ -443,23 +440,29 @@ def _waiting_run(journal: Journal, root: Path, run_id: str | None) -> RunRecord:
     if record.status != "awaiting_approval":
         how = standing(journal, record).replace("_", " ")
         was = ", and was decided already" if journal.decisions(record.id) else ""
-        raise UsageError(f"run {record.id} is {how}{was}: nothing waits for an approval", hint="`qo status` says more")
+        raise UsageError(
+            f"run {record.id} is {how}{was}: nothing waits for an approval",
+            hint=f"`qo status{workspace_option(root)}` says more",
+        )
     return record
 
 
-def _waiting_step(journal: Journal, record: RunRecord, step: str | None) -> str:
+def _waiting_step(journal: Journal, root: Path, record: RunRecord, step: str | None) -> str:
     """The step to decide. Raises UsageError unless it waits and nobody has decided it."""
     waiting = waiting_steps(journal, record.id)
     if step is None:
         if len(waiting) > 1:
-            raise UsageError(f"several steps wait: {', '.join(waiting)}", hint=f"name one: qo approve {record.id} STEP")
+            raise UsageError(
+                f"several steps wait: {', '.join(waiting)}",
+                hint=f"name one: qo approve {record.id} STEP{workspace_option(root)}",
+            )
         step = waiting[0] if waiting else ""
     if step not in waiting:
         raise UsageError(
             f"step {step!r} of run {record.id} does not wait for an approval", hint=f"waiting: {', '.join(waiting)}"
         )
     if step in journal.decisions(record.id):
-        raise _decided_already(record.id, step)
+        raise _decided_already(root, record.id, step)
     return step
 
 
@@ -482,11 +485,11 @@ def cancel(
         if how != "running":
             raise UsageError(
                 f"run {record.id} is {how.replace('_', ' ')}: nothing is at work",
-                hint=f"`qo rollback {record.id}` undoes what it did",
+                hint=f"`qo rollback {record.id}{workspace_option(root)}` undoes what it did",
             )
         journal.update(record.id, cancel_requested=1)
         talk.screen.note(f"asked run {record.id} (process {record.pid}) to end")
-        ended = _await_end(journal, record)
+        ended = _await_end(journal, root, record)
     if json_:
         talk.screen.document({"run_id": ended.id, "set": ended.set_name, "status": ended.status})
     else:
@@ -494,7 +497,7 @@ def cancel(
     return 0 if ended.status in ("cancelled", "rolled_back") else EXIT_CODES.get(ended.status, 1)
 
 
-def _await_end(journal: Journal, record: RunRecord) -> RunRecord:
+def _await_end(journal: Journal, root: Path, record: RunRecord) -> RunRecord:
     """The run once it has ended. Raises NeedsAttention if its process died over it."""
     while True:
         now = journal.run(record.id) or record
@@ -503,7 +506,8 @@ def _await_end(journal: Journal, record: RunRecord) -> RunRecord:
             now = journal.run(record.id) or record  # it may have ended between the two looks
             if now.status == "running":
                 raise NeedsAttention(
-                    f"the process of run {record.id} has died", hint=f"`qo rollback {record.id}` undoes what it did"
+                    f"the process of run {record.id} has died",
+                    hint=f"`qo rollback {record.id}{workspace_option(root)}` undoes what it did",
                 )
         if how != "running":
             return now
@@ -539,7 +543,10 @@ def _unfinished(journal: Journal, root: Path, run_id: str | None) -> RunRecord:
     record = find_unfinished(journal) if run_id is None else run_named(journal, root, run_id)
     how = standing(journal, record)
     if how == "running":
-        raise UsageError(f"run {record.id} is at work (process {record.pid})", hint="`qo logs -f` follows it")
+        raise UsageError(
+            f"run {record.id} is at work (process {record.pid})",
+            hint=f"`qo logs {record.id} -f{workspace_option(root)}` follows it",
+        )
     if how not in ("interrupted", "paused", "awaiting_approval"):
         raise UsageError(f"run {record.id} is {how.replace('_', ' ')}: there is nothing to go on with")
     return record

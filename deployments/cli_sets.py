@@ -224,16 +224,13 @@ def _family(name: str) -> dict[str, AnyOperation]:
 
 
 def _families(operations: Mapping[str, AnyOperation]) -> list[str]:
-    lines: list[str] = []
     rows = aligned([[f"  {name}", operation.summary] for name, operation in operations.items()])
-    family = None
+    sections: dict[str, list[str]] = {}
     for name, row in zip(operations, rows, strict=True):
-        here = name.partition(".")[0] if "." in name else "control"
-        if here != family:
-            lines += ["", here] if lines else [here]
-            family = here
-        lines.append(row)
-    return [*lines, "", "`qo ops NAME` shows one with its parameters"]
+        family = name.partition(".")[0] if "." in name else "control"
+        sections.setdefault(family, []).append(row)
+    lines = [line for family, section in sections.items() for line in (family, *section, "")]
+    return [*lines, "`qo ops NAME` shows one with its parameters"]
 
 
 def operation_json(operation: AnyOperation) -> dict[str, Any]:
@@ -259,41 +256,27 @@ def _described(operation: AnyOperation) -> list[str]:
 
 def _model(schema: Mapping[str, Any], *, defaults: bool = True) -> list[str]:
     """A model's fields, and those of the models in it."""
-    lines = _fields(schema, defaults=defaults) or ["  none"]
-    for name, inner in schema.get("$defs", {}).items():
-        lines += [f"  {name}:", *(f"  {line}" for line in _fields(inner, defaults=defaults))]
+    definitions = schema.get("$defs", {})
+    lines = _fields(schema, definitions, defaults=defaults) or ["  none"]
+    for name, inner in definitions.items():
+        if "properties" in inner:  # the others, such as choices, are written out where they are used
+            lines += [f"  {name}:", *(f"  {line}" for line in _fields(inner, definitions, defaults=defaults))]
     return lines
 
 
-def _fields(schema: Mapping[str, Any], *, defaults: bool = True) -> list[str]:
+def _fields(schema: Mapping[str, Any], definitions: Mapping[str, Any], *, defaults: bool) -> list[str]:
+    from quantum_orchestrator.deployments.reference import type_words, without_null
+
     required = schema.get("required", ())
     rows = []
     for name, field in schema.get("properties", {}).items():
-        notes = _type_name(field)
+        notes = without_null(type_words(field, definitions)).replace("`", "")
         if defaults and name in required:
             notes += ", required"
         elif defaults and field.get("default") is not None:
             notes += f", default {json.dumps(field['default'], ensure_ascii=False)}"
         rows.append([name, notes, " ".join(field.get("description", "").split())])
     return aligned(rows, "  ") if rows else []
-
-
-_TYPE_NAMES = {"string": "text", "integer": "whole number", "array": "list", "boolean": "true or false"}
-
-
-def _type_name(schema: Mapping[str, Any]) -> str:
-    """A JSON Schema type in words."""
-    if "anyOf" in schema:
-        names = [_type_name(each) for each in schema["anyOf"] if each.get("type") != "null"]
-        return " or ".join(dict.fromkeys(names))
-    if "enum" in schema or "const" in schema:
-        return " or ".join(json.dumps(each) for each in schema.get("enum", [schema.get("const")]))
-    if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
-    name = str(schema.get("type", "any value"))
-    if name == "array" and isinstance(schema.get("items"), dict):
-        return f"list of {_type_name(schema['items'])}"
-    return _TYPE_NAMES.get(name, name)
 
 
 def schema(*, talk: Talk = TALK) -> int:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from quantum_orchestrator.blocks.errors import QuantumError
 from quantum_orchestrator.blocks.home import private_folder
+from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.sandbox import Level, Processes
 from quantum_orchestrator.deployments import server
 from quantum_orchestrator.deployments.prefect_settings import configured_api_url
 
@@ -48,6 +50,7 @@ def doctor(home: Path) -> list[Check]:
         ("state folder", lambda: _state_folder(home)),
         ("file system", lambda: _file_system(home)),
         ("disk space", lambda: _disk_space(home)),
+        ("sandbox", lambda: _sandbox(home)),
         ("Prefect", _prefect),
         ("fastapi", _fastapi),
         ("ruff", _ruff),
@@ -142,6 +145,16 @@ def _mount(path: Path) -> tuple[str, str]:
 def _disk_space(home: Path) -> Check:
     free = shutil.disk_usage(home).free
     return _judged("disk space", free >= _ENOUGH_BYTES, f"{free / 1024**3:.1f} GiB free at {home}", "make room there")
+
+
+def _sandbox(home: Path) -> Check:
+    level, needed = Processes().level, Policy.load(home / "policy.toml").sandbox_require
+    reach = ": scripts can reach whatever this user can" if level < Level.LANDLOCK else ""
+    detail = f"level {level:d} ({level.name}){reach}"
+    if level >= needed:
+        return Check("sandbox", ok=True, detail=detail)
+    hint = f"[sandbox] require = {needed} in {home / 'policy.toml'} asks for more than there is here"
+    return Check("sandbox", ok=False, detail=f"{detail}; every script is refused", hint=hint)
 
 
 # ---------------------------------------------------------------- Prefect

@@ -21,11 +21,14 @@ from quantum_orchestrator.blocks.tree import ROOT, Change, Entry, Kind, MemoryTr
 from quantum_orchestrator.blocks.workspace import DiskTree, current_umask
 from quantum_orchestrator.deployments.display import mark
 from quantum_orchestrator.deployments.screen import aligned, changed_files, plural
+from quantum_orchestrator.flows import expressions
+from quantum_orchestrator.flows.expressions import ExpressionError
 from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure
-from quantum_orchestrator.flows.plan import Edge, Graph, build
+from quantum_orchestrator.flows.plan import Edge, Graph, Step, build, values_of
 from quantum_orchestrator.flows.plan_file import PlanFile, RecordingTree
 from quantum_orchestrator.flows.prediction import PredictedStep, Prediction, predict
 from quantum_orchestrator.flows.results import StepStatus
+from quantum_orchestrator.tasks.operation import Unknown
 
 MOST_EDGES_NAMED = 5
 MOST_DETAIL = 60
@@ -153,7 +156,9 @@ def _said(step: PredictedStep) -> str:
 def _paths(paths: tuple[str, ...]) -> str:
     if not paths:
         return "nothing"
-    named = ["anything" if path == ROOT else path for path in paths[:MOST_EDGES_NAMED]]
+    if ROOT in paths:
+        return "anything"
+    named = paths[:MOST_EDGES_NAMED]
     return ", ".join(named) + (f" and {len(paths) - len(named)} more" if len(paths) > len(named) else "")
 
 
@@ -178,13 +183,23 @@ def details(graph: Graph) -> dict[str, str]:
     """For each step, in a few words, what it is about: the path, the command, the message."""
     found = {}
     for step in graph.steps:
-        parameters = step.instruction.parameters
-        told = next((parameters[name] for name in _TELLING if name in parameters), "")
-        if step.instruction.op not in _TELL_NOTHING and told:
-            text = " ".join(map(str, told)) if isinstance(told, list) else str(told)
-            first = text.partition("\n")[0]
+        told = "" if step.instruction.op in _TELL_NOTHING else next(filter(None, _known_texts(step)), "")
+        if told:
+            first = told.partition("\n")[0]
             found[step.id] = first if len(first) <= MOST_DETAIL else first[: MOST_DETAIL - 1] + "…"
     return found
+
+
+def _known_texts(step: Step) -> Iterator[str]:
+    """What tells the step from others, the most telling first, as far as its values are known before the run."""
+    scope = values_of(step)
+    for name in _TELLING:
+        try:
+            value = expressions.evaluate(step.instruction.parameters.get(name), scope)
+            if value:
+                yield " ".join(map(expressions.as_text, value if isinstance(value, list) else [value]))
+        except (Unknown, ExpressionError):
+            continue  # the run will know, or tell what is wrong with it
 
 
 # As JSON.

@@ -102,7 +102,7 @@ def _fields(model: Schema, definitions: Schema) -> str:
     rows = []
     for name, field in model.get("properties", {}).items():
         default = "required" if name in required else _default(field)
-        rows.append([f"`{name}`", _without_null(type_words(field, definitions)), default, _text(field)])
+        rows.append([f"`{name}`", without_null(type_words(field, definitions)), default, _text(field)])
     return _table(["name", "type", "default", "meaning"], rows)
 
 
@@ -113,7 +113,8 @@ def _outputs(model: Schema, definitions: Schema) -> str:
     return _table(["name", "type", "meaning"], rows)
 
 
-def _without_null(words: str) -> str:
+def without_null(words: str) -> str:
+    """The same without the null that only says that a field may be left out."""
     return words.replace(" or null", "")
 
 

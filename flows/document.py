@@ -131,7 +131,7 @@ class Instruction(BaseModel):
         default=None, description="Globs of what a script or a test writes; [] for nothing"
     )
     resources: dict[str, Amount] = Field(
-        default={}, description="What it uses while it runs, by name: cpu, memory, io, model, or a name of yours"
+        default={}, description="What it uses while it runs: cpu (processors), memory (GiB), or a name of yours (of 1)"
     )
     on_error: Literal["fail", "continue"] | ErrorHandler = Field(
         default="fail", description='What a failure leads to: "fail", "continue", or {"run": [instructions]}'

@@ -16,8 +16,9 @@ How a run ends:
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,22 +34,18 @@ from quantum_orchestrator.blocks.errors import (
     StateError,
     TimedOut,
 )
-from quantum_orchestrator.blocks.home import RUN_ROOT
 from quantum_orchestrator.blocks.journal import RunRecord
 from quantum_orchestrator.blocks.policy import Policy
-from quantum_orchestrator.blocks.redaction import Redactor
-from quantum_orchestrator.blocks.repository import Repository
-from quantum_orchestrator.blocks.sandbox import Processes
-from quantum_orchestrator.blocks.tree import Overlay, printable
-from quantum_orchestrator.blocks.workspace import GIT, Undo, Workspace
-from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, OnFailure, Trust
+from quantum_orchestrator.blocks.tree import printable
+from quantum_orchestrator.blocks.workspace import Undo, Workspace
+from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Observer, Outputs, conflict_error
+from quantum_orchestrator.flows.document import ErrorHandler, InstructionSet, OnFailure, Trust
 from quantum_orchestrator.flows.expressions import Scope
 from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
     Step,
     connect,
-    effects_of,
     expand,
     expand_step,
     handler_steps,
@@ -67,16 +64,11 @@ from quantum_orchestrator.flows.results import (
 )
 from quantum_orchestrator.flows.schedule import ReadyQueue
 from quantum_orchestrator.flows.stopping import Stop, in_a_thread_left_behind
-from quantum_orchestrator.tasks import registry
-from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, Unknown
+from quantum_orchestrator.tasks.operation import CancelToken
 
-Outputs = Mapping[str, Any]
 Attempt = Callable[[], Awaitable[Outputs]]
-Observer = Callable[[RunEvent], None]
 
 
-EXPECTED = (QuantumError, Unknown)
-"""What fails a step without being a defect of its operation."""
 FATAL = (NeedsAttention, StateError)
 """What ends the run whatever the step's `on_error` says: the workspace is not as the journal has it."""
 
@@ -172,11 +164,18 @@ class Run:
         self._recorded = self.journal.steps(record.id)  # how an earlier process left them; see _take_recorded
         self._decisions = self.journal.decisions(record.id)
         self._places = asyncio.Semaphore(settings.parallel)
+        self._capacity = machine_capacity()
         self._threads = ThreadPoolExecutor(settings.parallel + 1, thread_name_prefix="step")  # one to undo
         self._stop = Stop()
-        self._stuck: dict[str, NeedsAttention] = {}  # steps whose failed attempt could not be undone
-        self._redactor = Redactor()
-        self._secrets: dict[str, str] = {}
+        self._attempts = Attempts(
+            record.id,
+            document,
+            workspace,
+            policy,
+            observe=self.observe,
+            scope_of=self._scope,
+            secrets=settings.secrets,
+        )
 
     # The whole.
 
@@ -198,7 +197,7 @@ class Run:
         limit = asyncio.timeout(self.document.timeout)
         try:
             async with limit:
-                await self._in_thread(self._load_secrets)
+                await self._in_thread(partial(self._attempts.load_secrets, self.graph.steps))
                 await self._in_thread(self._settle)
                 await self._run_graph(self.graph, None, self._stop)
             await self._in_thread(self.workspace.folder.syncfs)
@@ -219,7 +218,7 @@ class Run:
             return OperationError(f"the run took longer than its timeout of {self.document.timeout:g} s")
         defect = QuantumError(f"the run broke off: {type(problem).__name__}: {problem}", hint="-v shows where")
         defect.__cause__ = problem
-        self._clean(defect)
+        self._attempts.clean(defect)
         return defect
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
@@ -246,13 +245,13 @@ class Run:
 
     def redact(self, text: str) -> str:
         """The text as it may be shown: without secrets, and in characters that every terminal and file takes."""
-        return self._redactor.text(printable(text))
+        return self._attempts.redactor.text(printable(text))
 
     # A graph of steps: the set's own, a called set's, the rounds of a list, an error handler's.
 
     async def _run_graph(self, graph: Graph, owner: Step | None, stop: Stop) -> None:
         """Run all steps. Raises StepFailed for the failure that comes first one by one, after all others ended."""
-        queue = ReadyQueue(graph, parallel=self.settings.parallel)
+        queue = ReadyQueue(graph, parallel=self.settings.parallel, capacity=self._capacity)
         running: dict[asyncio.Task[None], Step] = {}
         problems: dict[Step, BaseException] = {}
         try:
@@ -300,7 +299,7 @@ class Run:
                 return
             await self._run_wanted(step, after, started, stop)
         except EXPECTED as problem:
-            error = self._clean(_as_error(problem))
+            error = self._attempts.clean(_as_error(problem))
             self._fail(step, error, started)
             if isinstance(error, FATAL):
                 raise StepFailed(step, error) from problem
@@ -362,11 +361,11 @@ class Run:
 
     async def _attempt(self, step: Step, stop: Stop) -> Outputs:
         """One try, in a thread. A cancellation (Prefect's time-out) ends the operation, and then undoes it."""
-        if step.id in self._stuck:
-            raise self._stuck[step.id]
+        if step.id in self._attempts.stuck:
+            raise self._attempts.stuck[step.id]
         token = CancelToken()
         with stop.working(token):
-            work = asyncio.get_running_loop().run_in_executor(self._threads, self._try, step, token)
+            work = asyncio.get_running_loop().run_in_executor(self._threads, self._attempts.make, step, token)
             try:
                 return await asyncio.shield(work)
             except asyncio.CancelledError:
@@ -374,103 +373,6 @@ class Run:
                 with anyio.CancelScope(shield=True):  # the step must have undone itself before anybody goes on
                     await asyncio.wait([work])
                 raise
-
-    def _try(self, step: Step, token: CancelToken) -> Outputs:
-        try:
-            return self._perform(step, token)
-        except BaseException as problem:
-            self._undo_attempt(step, problem)  # a failed try leaves nothing, also if it is tried again
-            if isinstance(problem, QuantumError):
-                self._clean(problem)
-            elif isinstance(problem, Exception) and not isinstance(problem, EXPECTED):
-                error = OperationError(f"{type(problem).__name__}: {problem}", hint="-v shows where")
-                error.__cause__ = problem
-                raise self._clean(error) from error.__cause__
-            raise
-
-    def _undo_attempt(self, step: Step, problem: BaseException) -> None:
-        """Raises NeedsAttention where it cannot be undone: nothing may go on from what it left."""
-        try:
-            conflicts = self.workspace.undo(self.id, step.id).conflicts
-            stuck = conflict_error(self.id, conflicts) if conflicts else None
-        except (QuantumError, OSError) as error:
-            stuck = NeedsAttention(
-                f"it failed ({problem}), and what it had done could not be undone: {error}",
-                hint=f"mend that, then `qo rollback {self.id}`",
-            )
-        if stuck is not None:
-            self._stuck[step.id] = stuck
-            self._clean(stuck)
-            raise stuck from (None if self._secrets else problem)
-
-    def _clean(self, error: QuantumError) -> QuantumError:
-        """The error itself, as it may be shown and stored."""
-        error.message, error.hint = self.redact(error.message), self.redact(error.hint)
-        error.args = (error.message,)
-        if self._secrets:  # what led to it may say them as well
-            error.__cause__ = error.__context__ = None
-            error.__suppress_context__ = True
-        return error
-
-    def _perform(self, step: Step, token: CancelToken) -> Outputs:
-        scope = self._scope(step)
-        effects = effects_of(step, scope)
-        context = self._context(step, token)
-        operation = registry.get(step.instruction.op)
-        parameters = resolved_parameters(step, scope)
-        if effects.predictable:
-            outputs = operation.run(parameters, context)
-            self.workspace.apply(self.id, step.id, context.files.changes(), context.files.content_of)
-            dumped: dict[str, Any] = self._redactor.value(outputs.model_dump(mode="json"))
-            return dumped
-        done = self._watched(step, effects, lambda: operation.run(parameters, context).model_dump(mode="json"))
-        masked: dict[str, Any] = self._redactor.value(done)
-        return masked
-
-    def _watched(self, step: Step, effects: Effects, act: Callable[[], dict[str, Any]]) -> Outputs:
-        """Run an operation that acts by itself between a capture and its difference."""
-        areas = [*(access.path for access in effects.writes), *effects.makes]
-        if not areas:
-            return act()
-        self.workspace.capture(self.id, step.id, areas)
-        outputs = act()
-        changes = self.workspace.finish(self.id, step.id)
-        if "changed" in outputs and not outputs["changed"]:  # a script cannot know
-            outputs["changed"] = [printable(each.path) for each in changes if GIT not in each.path.split("/")]
-        return outputs
-
-    def _context(self, step: Step, token: CancelToken) -> Context:
-        document, instruction = step.scope.document, step.instruction
-        secrets = self._secrets_of(instruction.secrets)
-        return Context(
-            files=Overlay(self.workspace.tree),
-            step_id=step.id,
-            set_name=document.name,
-            run_id=self.id,
-            env={**self.document.env, **document.env, **secrets, RUN_ROOT: str(self.workspace.root.resolve())},
-            cancel=token,
-            log=lambda line: self.observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
-            root=self.workspace.root,
-            policy=self.policy,
-            processes=Processes(),
-            repository=Repository(self.workspace.root, self.policy),
-        )
-
-    def _secrets_of(self, names: Collection[str]) -> dict[str, str]:
-        missing = [name for name in names if name not in self._secrets]
-        if missing:
-            found = self.settings.secrets(missing)
-            self._redactor.add(found.values())
-            self._secrets.update(found)
-        return {name: self._secrets[name] for name in names if name in self._secrets}
-
-    def _load_secrets(self) -> None:
-        """Know what to mask before anything runs: a step may read what one that got them wrote before a resume."""
-        for name in sorted({name for step in self.graph.steps for name in _secrets_named(step.instruction)}):
-            try:
-                self._secrets_of([name])
-            except QuantumError as error:
-                self.observe(RunEvent(EventKind.LOG, message=f"secret {name}: {error.message}"))  # its step will fail
 
     # Steps that become several.
 
@@ -571,7 +473,10 @@ class Run:
             await self._in_thread(partial(self._compensate, succeeded))
             undo = await self._in_thread(partial(self._undo_all, succeeded))
         except (QuantumError, OSError) as problem:
-            outcome.status, outcome.error = RunStatus.NEEDS_ATTENTION, self._clean(_rollback_failed(self.id, problem))
+            outcome.status, outcome.error = (
+                RunStatus.NEEDS_ATTENTION,
+                self._attempts.clean(_rollback_failed(self.id, problem)),
+            )
             return outcome
         for result in self.results.values():
             if result.status in (StepStatus.SUCCEEDED, StepStatus.RUNNING):
@@ -612,7 +517,7 @@ class Run:
             if undo is None or self.results[step_id].status is not StepStatus.SUCCEEDED:
                 continue
             try:
-                self._try(Step(f"{step_id}/undo", undo, step.scope, step.item), CancelToken())
+                self._attempts.make(Step(f"{step_id}/undo", undo, step.scope, step.item), CancelToken())
             except QuantumError as error:
                 message = f"its undo failed, and what it did outside the workspace stands: {error.message}"
                 self.observe(RunEvent(EventKind.LOG, step_id, undo.op, message))
@@ -664,6 +569,12 @@ class Run:
         self._values.set(step.id, result.status, result.outputs or {})
 
 
+def machine_capacity() -> dict[str, float]:
+    """How much there is of what steps may ask for: processors, and memory in GiB."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": float(os.cpu_count() or 1), "memory": memory}
+
+
 def _call_failed(step: Step, problem: StepFailed | TimeoutError) -> OperationError:
     if isinstance(problem, StepFailed):
         return OperationError(str(problem), hint=problem.error.hint)
@@ -676,14 +587,6 @@ def _owners(step_id: str) -> Iterator[str]:
     for place in range(len(step_id) - 1, 0, -1):
         if step_id[place] in "/[":
             yield step_id[:place]
-
-
-def _secrets_named(instruction: Instruction) -> Iterator[str]:
-    """The secrets that an instruction, or one inside of it, asks for."""
-    yield from instruction.secrets
-    inner: Iterable[Instruction] = instruction.on_error.run if isinstance(instruction.on_error, ErrorHandler) else ()
-    for each in (*inner, *([instruction.undo] if instruction.undo else [])):
-        yield from _secrets_named(each)
 
 
 def _rollback_failed(run_id: str, problem: Exception) -> NeedsAttention:
@@ -705,13 +608,4 @@ def _as_error(problem: Exception) -> QuantumError:
     return OperationError(
         f"it refers to the outputs of a step that has none: {problem}",
         hint="a skipped step has no outputs; test steps.<id>.status first",
-    )
-
-
-def conflict_error(run_id: str, paths: Sequence[str]) -> NeedsAttention:
-    """Somebody else changed paths that were to be put back."""
-    shown = ", ".join(map(printable, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
-    return NeedsAttention(
-        f"changed by somebody else meanwhile, and left as they are: {shown}",
-        hint=f"`qo diff {run_id}` shows what the run did; settle the files by hand",
     )

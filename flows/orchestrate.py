@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import time
@@ -43,13 +42,14 @@ from quantum_orchestrator.blocks.errors import (
     UsageError,
     WorkspaceBusy,
 )
-from quantum_orchestrator.blocks.home import home, refuse_own_run, workspace_home
+from quantum_orchestrator.blocks.home import home, refuse_own_run, workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
+from quantum_orchestrator.flows.attempts import Observer, Outputs
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure
-from quantum_orchestrator.flows.engine import Attempt, Observer, Outcome, Outputs, Run, RunSettings
+from quantum_orchestrator.flows.engine import Attempt, Outcome, Run, RunSettings
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.plan import Step
@@ -156,16 +156,17 @@ async def _acquire(journal: Journal, *, wait: bool, on_wait: Callable[[str], Non
             return
 
 
-def refuse_unfinished(journal: Journal) -> None:
+def refuse_unfinished(journal: Journal, root: Path) -> None:
     """A run whose effects are neither committed nor undone must be settled first: runs never mix."""
     run = journal.unfinished()
     if run is None:
         return
+    at = f"{run.id}{workspace_option(root)}"
     ways = {
-        "running": f"`qo resume {run.id}` goes on with it, `qo rollback {run.id}` undoes it",
-        "paused": f"`qo resume {run.id}` goes on with it, `qo rollback {run.id}` undoes it",
-        "awaiting_approval": f"`qo approve {run.id}` or `qo reject {run.id}`",
-        "needs_attention": f"`qo diff {run.id}` shows what it did; `qo rollback {run.id}` tries again to undo it",
+        "running": f"`qo resume {at}` goes on with it, `qo rollback {at}` undoes it",
+        "paused": f"`qo resume {at}` goes on with it, `qo rollback {at}` undoes it",
+        "awaiting_approval": f"`qo approve {at}` or `qo reject {at}`",
+        "needs_attention": f"`qo diff {at}` shows what it did; `qo rollback {at}` tries again to undo it",
     }
     what = "died before its end" if run.status == "running" else f"is {run.status.replace('_', ' ')}"
     raise NeedsAttention(f"run {run.id} of {run.set_name!r} in this workspace {what}", hint=ways[run.status])
@@ -177,7 +178,7 @@ def refuse_unfinished(journal: Journal) -> None:
 async def run_set(request: RunRequest) -> dict[str, Any]:
     """Run a set in this process as a flow run of its own; the public document of the run."""
     async with locked(request.root, wait=request.wait, on_wait=request.on_wait) as opened:
-        refuse_unfinished(opened.journal)
+        refuse_unfinished(opened.journal, request.root)
         record = _new_record(request)
         async with _flow_run_for(record, request) as flow_run:
             return await _in_flow_run(record, request, opened, flow_run)
@@ -535,7 +536,7 @@ class Signals:
         if self._pressed == 1:
             run.interrupt()
             return
-        where = "" if run.workspace.root == Path.cwd() else f" --workspace {shlex.quote(str(run.workspace.root))}"
+        where = workspace_option(run.workspace.root)
         message = f"`qo rollback {run.id}{where}` undoes what was done, `qo resume {run.id}{where}` goes on"
         os.write(2, f"\nstopped at once; {message}\n".encode())
         os._exit(130)
@@ -682,7 +683,7 @@ async def orchestrate(
         document, resolve_inputs(document, inputs or {}), root, parallel, on_failure, actor=default_actor()
     )
     async with locked(root, wait=True, on_wait=lambda _holder: None) as opened:
-        refuse_unfinished(opened.journal)
+        refuse_unfinished(opened.journal, root)
         with (signals := Signals()):
             telling = Telling(request.observers)
             _, state = await conduct(_new_record(request), request, opened, signals, telling)

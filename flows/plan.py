@@ -392,9 +392,12 @@ def _chain(steps: Sequence[Step]) -> list[Edge]:
 
 def _chains_of_called_sets(steps: Sequence[Step]) -> list[Edge]:
     prefixes = {step.scope.prefix for step in steps if step.scope.document.order is Order.SEQUENTIAL} - {""}
-    return [
-        edge for prefix in sorted(prefixes) for edge in _chain([step for step in steps if step.id.startswith(prefix)])
-    ]
+    members: dict[str, list[Step]] = {prefix: [] for prefix in sorted(prefixes)}
+    for step in steps if prefixes else ():
+        for place, character in enumerate(step.id, start=1):
+            if character == "/" and step.id[:place] in members:
+                members[step.id[:place]].append(step)
+    return [edge for chained in members.values() for edge in _chain(chained)]
 
 
 def _irreversible(steps: Sequence[Step], effects: Mapping[str, Effects], explicit: Sequence[Edge]) -> set[str]:

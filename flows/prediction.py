@@ -15,7 +15,7 @@ from typing import Any
 
 from quantum_orchestrator.blocks.errors import OperationError, QuantumError
 from quantum_orchestrator.blocks.policy import Policy
-from quantum_orchestrator.blocks.tree import Change, Overlay, Tree, is_within
+from quantum_orchestrator.blocks.tree import ROOT, Change, Overlay, Tree, ancestors, folders_above
 from quantum_orchestrator.flows import expressions
 from quantum_orchestrator.flows.document import ErrorHandler
 from quantum_orchestrator.flows.plan import (
@@ -80,7 +80,8 @@ class _DryRun:
         self._total = Overlay(tree)
         self._policy = policy
         self._run = run
-        self._unknown: list[str] = []  # paths that a deferred step may have changed
+        self._unknown: set[str] = set()  # paths that a deferred step may have changed
+        self._above_unknown: set[str] = set()
         self._values = RunValues(graph.groups)
         self._prediction = Prediction(contents=self._total)
 
@@ -132,10 +133,21 @@ class _DryRun:
     def _expanded(self, step: Step) -> PredictedStep:
         expansion = expand_step(step, self._values.view(step.scope.prefixes), self._run or {})
         self._values.groups.update(expansion.groups)
+        steps = connect(expansion).steps
+        if step.is_list:  # its rounds stand for themselves
+            self._run_steps(steps)
+            return self._finish(step, StepStatus.SUCCEEDED)
+        outer, first = self._total, len(self._prediction.steps)
+        self._total = Overlay(outer)
         try:
-            self._run_steps(connect(expansion).steps)
+            self._run_steps(steps)
+            outer.apply(self._total.changes(), self._total.content_of)
         except _StepFailed as failed:
+            undone = self._prediction.steps[first:]
+            self._prediction.steps[first:] = [_taken_back(each) for each in undone]
             return self._finish(step, StepStatus.FAILED, reason=f"{failed.step.id}: {failed.step.reason}")
+        finally:
+            self._total = outer
         return self._finish(step, StepStatus.SUCCEEDED)
 
     def _ran(self, step: Step, scope: expressions.Scope) -> PredictedStep:
@@ -148,7 +160,8 @@ class _DryRun:
 
     def _deferred(self, step: Step, effects: Effects, reason: str) -> PredictedStep:
         written = tuple(dict.fromkeys([*(access.path for access in effects.writes), *effects.makes]))
-        self._unknown += written
+        self._unknown.update(written)
+        self._above_unknown |= {*folders_above(written), *([ROOT] if written else [])}
         self._values.set_unknown(step.id)
         return PredictedStep(step.id, step.instruction.op, StepStatus.DEFERRED, may_write=written, reason=reason)
 
@@ -165,9 +178,15 @@ class _DryRun:
 
     def _touches_unknown(self, effects: Effects) -> Iterator[str]:
         for path in [*(access.path for access in (*effects.reads, *effects.writes)), *effects.makes]:
-            for unknown in self._unknown:
-                if is_within(path, unknown) or is_within(unknown, path):
-                    yield path
+            if path in self._above_unknown or not self._unknown.isdisjoint((ROOT, *ancestors(path), path)):
+                yield path
+
+
+def _taken_back(step: PredictedStep) -> PredictedStep:
+    """A step of a call that fails as a whole, and is undone with it."""
+    if step.status is StepStatus.FAILED:
+        return step
+    return PredictedStep(step.id, step.op, StepStatus.SKIPPED, reason="the call that it is in fails, and is undone")
 
 
 def is_wanted(step: Step, scope: expressions.Scope) -> bool:

@@ -16,8 +16,9 @@ from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import Change
 from quantum_orchestrator.blocks.workspace import Workspace
+from quantum_orchestrator.flows.attempts import conflict_error
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure
-from quantum_orchestrator.flows.engine import Run, RunSettings, conflict_error
+from quantum_orchestrator.flows.engine import Run, RunSettings
 from quantum_orchestrator.flows.results import RunEvent, RunStatus, StepStatus
 
 UNDONE = (RunStatus.ROLLED_BACK, RunStatus.CANCELLED)

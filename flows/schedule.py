@@ -24,7 +24,10 @@ class _Ready:
 
 
 class ReadyQueue:
-    """The steps of one graph that have not started, and what each waits for."""
+    """The steps of one graph that have not started, and what each waits for.
+
+    A called set's steps are a graph of their own, with places and resources of their own.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,10 @@ class ReadyQueue:
         capacity: Mapping[str, float] | None = None,
         duration_of: Callable[[Step], Seconds] = lambda _step: 1.0,
     ) -> None:
-        """`capacity` limits named resources; one that is not named is free. `duration_of` gives estimates."""
+        """`capacity` is how much there is of a resource, by name; of one that it does not name, there is one.
+
+        `duration_of` estimates how long a step takes.
+        """
         self._graph = graph
         self._parallel = parallel
         self._capacity = dict(capacity or {})
@@ -87,10 +93,8 @@ class ReadyQueue:
     def _fits(self, step: Step) -> bool:
         """Whether the resources that it asks for are free; one that asks for more than there is runs alone."""
         for name, amount in step.instruction.resources.items():
-            if name not in self._capacity:
-                continue
             used = sum(each.instruction.resources.get(name, 0.0) for each in self._running.values())
-            if used and used + amount > self._capacity[name]:
+            if used and used + amount > self._capacity.get(name, 1.0):
                 return False
         return True
 

@@ -51,7 +51,7 @@ from quantum_orchestrator.flows.wizardpro_actions import (
 
 if TYPE_CHECKING:
     from quantum_orchestrator.blocks.journal import Journal, RunRecord
-    from quantum_orchestrator.flows.engine import Observer
+    from quantum_orchestrator.flows.attempts import Observer
     from quantum_orchestrator.flows.orchestrate import RunRequest
 
 __all__ = ["NO_INPUT", "Block", "looks_old", "read_block", "reply_for_problem", "reply_line", "run_block", "translate"]

@@ -57,6 +57,14 @@ def test_every_folder_made_is_private_and_others_keep_their_mode(
     assert mode(tmp_path / "there") == 0o755
 
 
+def test_a_suggested_command_names_the_workspace_unless_it_is_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert state.workspace_option(tmp_path) == ""
+    assert state.workspace_option(tmp_path / "a b") == f" --workspace '{tmp_path}/a b'"
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     for chosen in ("file", "file/below"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -125,6 +126,21 @@ def test_a_full_disk_is_a_clear_error_and_records_nothing_by_halves(tmp_path: Pa
     assert [path for path in (tmp_path / "contents").rglob(".*") if path.is_file()] == []
     intend(journal, "more", b"more")
     journal.close()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), sqlite3.OperationalError("full")])
+def test_a_disk_that_is_full_at_the_opening_is_to_be_freed(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    if isinstance(error, sqlite3.Error):
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    monkeypatch.setattr(Journal, "_prepare", full)
+    with pytest.raises(StateError) as raised:
+        Journal(tmp_path)
+    assert raised.value.hint == "free some disk space, and try again"
 
 
 def test_a_name_that_is_not_utf_8_is_kept_as_it_is(journal: Journal) -> None:

@@ -22,7 +22,8 @@ from quantum_orchestrator.blocks.home import workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.workspace import Workspace
-from quantum_orchestrator.flows.engine import Attempt, Outputs, Run, RunSettings
+from quantum_orchestrator.flows.attempts import Outputs
+from quantum_orchestrator.flows.engine import Attempt, Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import OnFailure, load_object
 from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.recover import rollback

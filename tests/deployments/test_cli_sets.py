@@ -14,6 +14,7 @@ import pytest
 from commands import LOUD, NOTE, Said
 
 from quantum_orchestrator.blocks.home import workspace_home
+from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.deployments import cli
 
 SCRIPT = {"id": "build", "op": "script.run", "with": {"argv": ["true"]}, "writes": ["out/**"], "reads": []}
@@ -167,6 +168,28 @@ index 0000000000000000000000000000000000000000..afecd8ad67ef1625c507256aaf2fcf80
         said.prints("#   ? build  script.run true      deferred: may change out\n")
         said.prints("deferred (out/log depends on a deferred step): may change out/log")
         said.prints("# 0 files changed (+0 −0), and whatever 2 deferred steps may change\n")
+
+    def test_a_script_that_may_change_anything_is_said_to_in_one_word(self, qo: Qo) -> None:
+        told = {"id": "told", "op": "file.write", "with": {"path": "state.txt", "content": "x"}}
+        anything = {"id": "any", "op": "script.run", "with": {"shell": "exit 1"}, "on_error": {"run": [told]}}
+        qo("plan", qo.set(anything)).exits(0).prints("deferred: may change anything\n")
+
+    def test_steps_are_told_apart_by_values_and_never_by_expressions(self, qo: Qo) -> None:
+        each = {
+            "id": "page",
+            "op": "file.write",
+            "for_each": ["one", "two"],
+            "with": {"path": "${{ inputs.book }}/${{ item }}.md", "content": "x"},
+        }
+        later = {
+            "id": "later",
+            "op": "file.write",
+            "with": {"path": "${{ steps.build.outputs.stdout }}", "content": ""},
+        }
+        inputs = {"book": {"type": "string", "default": "tale"}}
+        said = qo("plan", qo.set(each, SCRIPT, later, inputs=inputs)).exits(0)
+        said.prints(" file.write tale/one.md ").prints(" file.write tale/two.md ").prints(" later ")
+        assert "${{" not in said.out
 
     def test_the_detailed_exit_code_tells_changes_from_none(self, qo: Qo) -> None:
         file = qo.set(NOTE)
@@ -393,15 +416,21 @@ class TestOperations:
     def test_all_are_listed_by_family(self, qo: Qo) -> None:
         out = qo("ops").exits(0).out
         assert out.index("\nfile\n") < out.index("  file.edit ") < out.index("\ngit\n") < out.index("  git.add ")
+        families = [line for line in out.splitlines() if line.isalpha()]
+        assert len(families) == len(set(families)), "each has one section"
 
     def test_one_is_shown_with_what_it_takes_and_gives(self, qo: Qo) -> None:
         said = qo("ops", "file.edit").exits(0)
-        said.prints("  path           text, required          ")
+        said.prints("  path           path, required          ")
         said.prints("  edits          list of Edit, required  ")
         said.prints("    find     text, required  ")
         said.prints("\noutputs\n  sha256  ")
         example = json.loads(said.out.rpartition("example\n")[2])
         assert example["op"] == "file.edit"
+
+    def test_choices_are_written_out_where_they_are_used(self, qo: Qo) -> None:
+        said = qo("ops", "file.set").exits(0).prints('  format         "json" or "toml" or "yaml"  ')
+        assert "Format" not in said.out
 
     def test_json_is_the_schema(self, qo: Qo) -> None:
         answer = qo("ops", "file.edit", "--json").exits(0).json
@@ -455,6 +484,12 @@ class TestGraph:
         )
 
 
+def _record(folder: Path, run_id: str, status: str) -> None:
+    journal = Journal(folder)
+    journal.begin(RunRecord(run_id, "set", status, {}, {}, {}, 1.0))
+    journal.close()
+
+
 class TestAWorkspaceWithoutRuns:
     def test_status_and_history_say_so(self, qo: Qo) -> None:
         qo("status").exits(0).prints_exactly(f"{qo.folder}: no run yet\n")
@@ -470,6 +505,25 @@ class TestAWorkspaceWithoutRuns:
     @pytest.mark.parametrize("command", ["resume", "rollback"])
     def test_nothing_is_unfinished(self, qo: Qo, command: str) -> None:
         qo(command).exits(3).says("no unfinished run in this workspace")
+
+    def test_a_damaged_journal_of_another_workspace_is_left_out_of_the_search(self, qo: Qo) -> None:
+        for name in ("a", "b"):
+            (qo.folder / name).mkdir()
+            qo("status", "--workspace", name).exits(0)
+        first, second = sorted([workspace_home(qo.folder / name) for name in ("a", "b")])
+        (first / "journal.db").write_bytes(b"not a database at all" * 100)
+        _record(second, "20260102-030405-abcd", "committed")
+        qo("show", "2026").exits(3).says("no run '2026' in").says(f"--workspace {(second / 'path').read_text()}")
+
+    @pytest.mark.parametrize("status", ["running", "paused", "awaiting_approval", "needs_attention", "committed"])
+    def test_what_comes_next_can_be_copied_from_any_folder(self, qo: Qo, status: str) -> None:
+        other = qo.folder / "an other"
+        other.mkdir()
+        _record(workspace_home(other), "r1", status)
+        following = qo("status", "--workspace", str(other), "--json").exits(0).json["next"]
+        assert [each.endswith(f" --workspace '{other}'") for each in following] == [True, True]
+        os.chdir(other)
+        assert "--workspace" not in qo("status").exits(0).prints("  next: qo ").out
 
     def test_a_folder_that_is_not_there(self, qo: Qo) -> None:
         qo("status", "--workspace", "nowhere").exits(3).says(f"there is no folder {qo.folder}/nowhere")

@@ -45,6 +45,16 @@ def test_every_complaint_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
     assert "Connection refused" in bad["Prefect API"].detail
 
 
+def test_the_level_of_the_sandbox_is_told_and_judged_by_the_policy(tmp_path: Path) -> None:
+    check = found(tmp_path, "sandbox")
+    assert (check.ok, check.detail) == (True, "level 1 (LIMITS): scripts can reach whatever this user can")
+    (tmp_path / "policy.toml").write_text("[sandbox]\nrequire = 3\n")
+    check = found(tmp_path, "sandbox")
+    assert not check.ok
+    assert "every script is refused" in check.detail
+    assert "require = 3" in check.hint
+
+
 def test_an_unusable_state_folder_is_a_finding_and_no_crash(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     check = found(tmp_path / "file/state", "state folder")

@@ -155,6 +155,12 @@ class TestARunAtWork:
         qo("rollback").exits(0).prints("rolled back: run ")
         assert qo.files == {}
 
+    def test_a_dead_one_of_another_folder_is_named_with_it(self, qo: Qo) -> None:
+        there = ("--workspace", str(qo.folder / "other"))
+        qo.begins("run", qo.set(NOTE, LONG), *there).until("✓ note").signal(signal.SIGKILL).ended()
+        qo("run", qo.set(SHIP), *there).exits(4).says(f" {' '.join(there)}` goes on with it, `qo rollback ")
+        qo("rollback", *there).exits(0)
+
 
 class TestTheOlderFormat:
     def test_one_line_is_the_answer(self, qo: Qo) -> None:

@@ -1,7 +1,7 @@
 """How a run ends, and what it leaves: real folders, journal, processes; a plain runner in Prefect's place.
 
-The runner here calls each attempt directly, retries included, so that hundreds of runs take seconds. What Prefect itself
-does with a run is tested in tests/end_to_end.
+The runner here calls each attempt directly, retries included, so that hundreds of runs take seconds. What Prefect
+itself does with a run is tested in tests/end_to_end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
-from quantum_orchestrator.flows.engine import Attempt, Outcome, Outputs, Run, RunSettings
+from quantum_orchestrator.flows.attempts import Outputs
+from quantum_orchestrator.flows.engine import Attempt, Outcome, Run, RunSettings
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import load
 from quantum_orchestrator.flows.plan import Step
@@ -425,3 +426,15 @@ def test_git_effects_are_rolled_back(bench: Bench) -> None:
     assert bench.run(*second, fail(needs=["commit"]), run_id="r3").status is RunStatus.ROLLED_BACK
     assert (bench.root / ".git" / "refs" / "heads" / "main").read_text() == head
     assert not (bench.root / "y").exists()
+
+
+def test_a_script_that_deletes_the_repository_is_told_of(bench: Bench) -> None:
+    bench.run({"id": "init", "op": "git.init"})
+    outcome = bench.run(shell("s", "rm -rf .git"), fail(needs=["s"]), run_id="r2")
+    assert (outcome.status, outcome.conflicts) == (RunStatus.NEEDS_ATTENTION, [".git/objects"])
+
+
+def test_steps_that_use_the_same_resource_do_not_overlap(bench: Bench) -> None:
+    script = "mkdir ../held && sleep 0.1 && rmdir ../held"
+    alone = {"reads": [], "writes": [], "resources": {"printer": 1}}
+    assert bench.run(shell("a", script, **alone), shell("b", script, **alone)).status is RunStatus.COMMITTED

@@ -115,6 +115,12 @@ def test_steps_inside_a_call_are_compensated_too(bench: Bench) -> None:
 
 # Going on after a death.
 
+ALL_PLACES_TAKEN = [
+    shell("a", "test -e ../ready", reads=[], writes=[]),
+    *(shell(f"busy{number}", "sleep 0.3", reads=[], writes=[]) for number in range(3)),
+]
+"""As many steps as run at once; the first fails before any other that comes after them is looked at."""
+
 
 def test_a_step_that_a_death_cut_short_starts_from_what_was_there_before_it(bench: Bench) -> None:
     (bench.root / "log").write_text("old\n")
@@ -148,10 +154,9 @@ def test_a_script_that_a_death_cut_short_starts_from_what_was_there_before_it(be
 
 def test_a_step_undone_before_this_process_reached_it_runs_again(bench: Bench) -> None:
     """`b` ran ahead of `a` and the process died; `a` then fails before `b` is looked at."""
-    slow = shell("a", "test -e ../ready", reads=[], writes=[])
-    steps = [slow, write("b", "x"), write("c", "y")]
+    steps = [*ALL_PLACES_TAKEN, write("b", "x"), write("c", "y")]
     bench.run(write("b", "x"), write("c", "y"), shell("z", "false", needs=["b", "c"]), on_failure="pause")
-    assert bench.run(*steps, on_failure="pause", parallel=1).status is RunStatus.PAUSED
+    assert bench.run(*steps, on_failure="pause").status is RunStatus.PAUSED
     assert bench.files() == {}
     (bench.root.parent / "ready").touch()
     assert bench.run(*steps, on_failure="pause").status is RunStatus.COMMITTED
@@ -180,12 +185,12 @@ def test_a_death_in_the_middle_of_a_rollback_is_seen_by_a_resume(bench: Bench) -
 
 def test_what_an_earlier_process_did_outside_is_compensated(bench: Bench) -> None:
     out = shell("out", "touch ../outside", undo=shell("back", "rm ../outside"), reads=[], writes=[])
-    steps = [shell("first", "test -e ../ready", reads=[], writes=[], when="${{ true }}"), out]
+    steps = [*ALL_PLACES_TAKEN, out]
     die_at(bench, EventKind.STEP_STARTED, "last")
     with pytest.raises(Killed):
         bench.run(out, shell("last", "true", needs=["out"]))
     bench.watch = lambda _run, _event: None
-    assert bench.run(*steps, parallel=1).status is RunStatus.ROLLED_BACK
+    assert bench.run(*steps).status is RunStatus.ROLLED_BACK
     assert not (bench.root.parent / "outside").exists()
 
 
@@ -400,8 +405,8 @@ def broken_sets(draw: st.DrawFn) -> list[dict[str, Any]]:
     for number in range(draw(st.integers(1, 6))):
         one = draw(
             st.one_of(
-                st.builds(lambda path: ("file.write", {"path": path, "content": str(number)}), names),
-                st.builds(lambda path: ("file.append", {"path": path, "content": str(number)}), names),
+                st.builds(lambda path, text=str(number): ("file.write", {"path": path, "content": text}), names),
+                st.builds(lambda path, text=str(number): ("file.append", {"path": path, "content": text}), names),
                 st.builds(lambda path: ("file.mkdir", {"path": path}), names),
                 st.builds(lambda path: ("file.delete", {"path": path, "recursive": True}), names),
                 st.builds(lambda a, b: ("file.move", {"source": a, "destination": b, "overwrite": True}), names, names),

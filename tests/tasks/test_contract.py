@@ -32,8 +32,9 @@ from quantum_orchestrator.blocks.paths import check_path
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import Entry, Kind, Tree, ancestors, is_within
 from quantum_orchestrator.blocks.workspace import Workspace
+from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.document import InstructionSet
-from quantum_orchestrator.flows.engine import Attempt, Outcome, Outputs, Run, RunSettings
+from quantum_orchestrator.flows.engine import Attempt, Outcome, Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import InvalidSet, load
 from quantum_orchestrator.flows.plan import Graph, build, resolved_parameters, values_of
 from quantum_orchestrator.flows.prediction import Prediction, predict

@@ -1,0 +1,175 @@
+"""One attempt of one step: its parameters resolved, its operation run, its effects journaled or undone.
+
+Works in whichever thread it is called in; a run's steps may be attempted at once. A failed attempt leaves nothing, or
+says that it could not be undone (`stuck`): then nothing may go on from what it left. Secrets are known here, and what
+leaves for the journal, Prefect or a terminal is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from quantum_orchestrator.blocks.errors import NeedsAttention, OperationError, QuantumError
+from quantum_orchestrator.blocks.home import RUN_ROOT
+from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.redaction import Redactor
+from quantum_orchestrator.blocks.repository import Repository
+from quantum_orchestrator.blocks.sandbox import Processes
+from quantum_orchestrator.blocks.tree import Overlay, printable
+from quantum_orchestrator.blocks.workspace import GIT, Workspace
+from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet
+from quantum_orchestrator.flows.expressions import Scope
+from quantum_orchestrator.flows.plan import Step, effects_of, resolved_parameters
+from quantum_orchestrator.flows.results import EventKind, RunEvent
+from quantum_orchestrator.tasks import registry
+from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, Unknown
+
+Observer = Callable[[RunEvent], None]
+Outputs = Mapping[str, Any]
+
+EXPECTED = (QuantumError, Unknown)
+"""What fails a step without being a defect of its operation."""
+
+
+class Attempts:
+    """Makes the attempts of one run's steps."""
+
+    def __init__(
+        self,
+        run_id: str,
+        document: InstructionSet,
+        workspace: Workspace,
+        policy: Policy,
+        *,
+        observe: Observer,
+        scope_of: Callable[[Step], Scope],
+        secrets: Callable[[Sequence[str]], Mapping[str, str]],
+    ) -> None:
+        """`secrets` gives values by name, `scope_of` what a step's expressions may refer to now."""
+        self._run_id = run_id
+        self._document = document
+        self._workspace = workspace
+        self._policy = policy
+        self._observe = observe
+        self._scope_of = scope_of
+        self._load = secrets
+        self._secrets: dict[str, str] = {}
+        self.redactor = Redactor()
+        self.stuck: dict[str, NeedsAttention] = {}
+        """Steps whose failed attempt could not be undone, and why."""
+
+    def make(self, step: Step, token: CancelToken) -> Outputs:
+        """The step's outputs; its effects are journaled and done. Raises what failed it, undone."""
+        try:
+            return self._perform(step, token)
+        except BaseException as problem:
+            self._undo_attempt(step, problem)  # a failed try leaves nothing, also if it is tried again
+            if isinstance(problem, QuantumError):
+                self.clean(problem)
+            elif isinstance(problem, Exception) and not isinstance(problem, EXPECTED):
+                error = OperationError(f"{type(problem).__name__}: {problem}", hint="-v shows where")
+                error.__cause__ = problem
+                raise self.clean(error) from error.__cause__
+            raise
+
+    def _undo_attempt(self, step: Step, problem: BaseException) -> None:
+        """Raises NeedsAttention where it cannot be undone: nothing may go on from what it left."""
+        try:
+            conflicts = self._workspace.undo(self._run_id, step.id).conflicts
+            stuck = conflict_error(self._run_id, conflicts) if conflicts else None
+        except (QuantumError, OSError) as error:
+            stuck = NeedsAttention(
+                f"it failed ({problem}), and what it had done could not be undone: {error}",
+                hint=f"mend that, then `qo rollback {self._run_id}`",
+            )
+        if stuck is not None:
+            self.stuck[step.id] = stuck
+            self.clean(stuck)
+            raise stuck from (None if self._secrets else problem)
+
+    def clean(self, error: QuantumError) -> QuantumError:
+        """The error itself, as it may be shown and stored."""
+        error.message, error.hint = self.redactor.text(error.message), self.redactor.text(error.hint)
+        error.args = (error.message,)
+        if self._secrets:  # what led to it may say them as well
+            error.__cause__ = error.__context__ = None
+            error.__suppress_context__ = True
+        return error
+
+    def _perform(self, step: Step, token: CancelToken) -> Outputs:
+        scope = self._scope_of(step)
+        effects = effects_of(step, scope)
+        context = self._context(step, token)
+        operation = registry.get(step.instruction.op)
+        parameters = resolved_parameters(step, scope)
+        if effects.predictable:
+            outputs = operation.run(parameters, context)
+            self._workspace.apply(self._run_id, step.id, context.files.changes(), context.files.content_of)
+            dumped: dict[str, Any] = self.redactor.value(outputs.model_dump(mode="json"))
+            return dumped
+        done = self._watched(step, effects, lambda: operation.run(parameters, context).model_dump(mode="json"))
+        masked: dict[str, Any] = self.redactor.value(done)
+        return masked
+
+    def _watched(self, step: Step, effects: Effects, act: Callable[[], dict[str, Any]]) -> Outputs:
+        """Run an operation that acts by itself between a capture and its difference."""
+        areas = [*(access.path for access in effects.writes), *effects.makes]
+        if not areas:
+            return act()
+        self._workspace.capture(self._run_id, step.id, areas)
+        outputs = act()
+        changes = self._workspace.finish(self._run_id, step.id)
+        if "changed" in outputs and not outputs["changed"]:  # a script cannot know
+            outputs["changed"] = [printable(each.path) for each in changes if GIT not in each.path.split("/")]
+        return outputs
+
+    def _context(self, step: Step, token: CancelToken) -> Context:
+        document, instruction = step.scope.document, step.instruction
+        secrets = self._secrets_of(instruction.secrets)
+        return Context(
+            files=Overlay(self._workspace.tree),
+            step_id=step.id,
+            set_name=document.name,
+            run_id=self._run_id,
+            env={**self._document.env, **document.env, **secrets, RUN_ROOT: str(self._workspace.root.resolve())},
+            cancel=token,
+            log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
+            root=self._workspace.root,
+            policy=self._policy,
+            processes=Processes(require=self._policy.sandbox_require),
+            repository=Repository(self._workspace.root, self._policy),
+        )
+
+    def _secrets_of(self, names: Collection[str]) -> dict[str, str]:
+        missing = [name for name in names if name not in self._secrets]
+        if missing:
+            found = self._load(missing)
+            self.redactor.add(found.values())
+            self._secrets.update(found)
+        return {name: self._secrets[name] for name in names if name in self._secrets}
+
+    def load_secrets(self, steps: Iterable[Step]) -> None:
+        """Know what to mask before anything runs: a step may read what one that got them wrote before a resume."""
+        for name in sorted({name for step in steps for name in _secrets_named(step.instruction)}):
+            try:
+                self._secrets_of([name])
+            except QuantumError as error:
+                self._observe(RunEvent(EventKind.LOG, message=f"secret {name}: {error.message}"))  # its step will fail
+
+
+def _secrets_named(instruction: Instruction) -> Iterator[str]:
+    """The secrets that an instruction, or one inside of it, asks for."""
+    yield from instruction.secrets
+    inner: Iterable[Instruction] = instruction.on_error.run if isinstance(instruction.on_error, ErrorHandler) else ()
+    for each in (*inner, *([instruction.undo] if instruction.undo else [])):
+        yield from _secrets_named(each)
+
+
+def conflict_error(run_id: str, paths: Sequence[str]) -> NeedsAttention:
+    """Somebody else changed paths that were to be put back."""
+    shown = ", ".join(map(printable, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
+    return NeedsAttention(
+        f"changed by somebody else meanwhile, and left as they are: {shown}",
+        hint=f"`qo diff {run_id}` shows what the run did; settle the files by hand",
+    )
