@@ -121,5 +121,5 @@ def test_control_with_the_intent_after_the_effect_a_kill_leaves_half(tmp_path: P
         patch.setattr(Journal, "intend", later)
         patch.setattr(Workspace, make_so, first_the_effect)
         bench = Bench(SCENARIOS[1], tmp_path)
-        violations = [each for point in bench.points for each in bench.case(point, "rollback")]
+        violations = [each for point in bench.points[::4] for each in bench.case(point, "rollback")]
     assert violations
