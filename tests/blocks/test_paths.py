@@ -126,6 +126,6 @@ def test_an_accepted_path_names_something_below_the_workspace(path: str) -> None
         check_path(path)
     except PathRefused:
         return
-    joined = os.path.normpath(os.path.join("/work/space", path))
-    assert joined == f"/work/space/{path}"
-    assert fold(joined) != "/work/space"
+    joined = os.path.normpath(os.path.join("/srv/space", path))
+    assert joined == f"/srv/space/{path}"
+    assert fold(joined) != "/srv/space"
