@@ -39,6 +39,8 @@ from quantum_orchestrator.blocks.tree import Change, Entry, Kind, digest
 VERSION = 1
 _DAMAGE_HINT = "`qo doctor` says more; a copy of the folder helps to find out what happened to it"
 INLINE_BYTES = 64 * 1024
+LOOK_SECONDS = 0.05
+"""`is_held` holds the lock itself while it looks; for so long, that is not taken for a run."""
 COMPRESS_FROM = 256  # bytes; below, compression costs more than it saves
 
 SCHEMA = """
@@ -170,11 +172,11 @@ class Lock:
         self._path = path
         self._descriptor: int | None = None
 
-    def acquire(self, *, wait: bool, on_wait: Callable[[str], None] = lambda _holder: None) -> None:
-        """Take it. Raises WorkspaceBusy if another process has it and `wait` is false."""
+    def acquire(self) -> None:
+        """Take it. Raises WorkspaceBusy if another process has it; whoever wants to wait asks again."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            self._lock(descriptor, wait, on_wait)
+            self._lock(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -182,18 +184,20 @@ class Lock:
         os.pwrite(descriptor, f"{os.getpid()}".encode(), 0)
         self._descriptor = descriptor
 
-    def _lock(self, descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode() or "unknown"
-            if not wait:
-                raise WorkspaceBusy(
-                    f"another run (process {holder}) holds this workspace",
-                    hint="wait for it (`qo status`), end it (`qo cancel`), or leave out --no-wait",
-                ) from None
-            on_wait(holder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    def _lock(self, descriptor: int) -> None:
+        deadline = time.monotonic() + LOOK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise WorkspaceBusy(
+                        f"another run (process {self.holder()}) holds this workspace",
+                        hint="wait for it (`qo status`), end it (`qo cancel`), or leave out --no-wait",
+                    ) from None
+                time.sleep(LOOK_SECONDS / 10)
+            else:
+                return
 
     def release(self) -> None:
         """Give it back; nothing happens if it is not held."""

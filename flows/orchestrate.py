@@ -144,7 +144,7 @@ async def _acquire(journal: Journal, *, wait: bool, on_wait: Callable[[str], Non
     told = False
     while True:
         try:
-            journal.lock.acquire(wait=False)
+            journal.lock.acquire()
         except WorkspaceBusy:
             if not wait:
                 raise
@@ -230,17 +230,20 @@ async def _flow_run_for(record: RunRecord, request: RunRequest) -> AsyncIterator
 @contextlib.asynccontextmanager
 async def _flow_run_again(record: RunRecord, request: RunRequest) -> AsyncIterator[FlowRun]:
     """The flow run that the run began in, made ready to run again; a new one where the server has lost it."""
-    found: FlowRun | None = None
-    async with get_client() as client:
-        with _reaching(), contextlib.suppress(ObjectNotFound):  # another server, or one whose database is new
-            flow_run_id = UUID(str(record.flow_run_id))
-            await client.set_flow_run_state(flow_run_id, Scheduled(name="Resuming"), force=True)
-            found = await client.read_flow_run(flow_run_id)
+    found = await _made_ready(UUID(record.flow_run_id)) if record.flow_run_id else None
     if found is not None:
         yield found
         return
     async with _flow_run_for(record, request) as flow_run:
         yield flow_run
+
+
+async def _made_ready(flow_run_id: UUID) -> FlowRun | None:
+    async with get_client() as client:
+        with _reaching(), contextlib.suppress(ObjectNotFound):  # another server, or one whose database is new
+            await client.set_flow_run_state(flow_run_id, Scheduled(name="Resuming"), force=True)
+            return await client.read_flow_run(flow_run_id)
+    return None
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def rollback(root: Path, run_id: str | None, *, check: bool = False) -> RolledBa
     policy = Policy.load(home() / "policy.toml")
     journal = Journal(workspace_home(root))
     try:
-        journal.lock.acquire(wait=False)
+        journal.lock.acquire()
         workspace = Workspace(root, journal, policy.snapshot_exclude)
         try:
             run = find_unfinished(journal) if run_id is None else find_run(journal, run_id)

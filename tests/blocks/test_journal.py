@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sqlite3
 import subprocess
@@ -205,13 +206,24 @@ def test_many_threads_may_use_it_at_once(journal: Journal) -> None:
     assert {effect.state for effect in journal.effects("r1")} == {EffectState.DONE}
 
 
+def test_somebody_who_only_looks_does_not_keep_a_run_out(tmp_path: Path) -> None:
+    """`qo status` takes the lock for a moment, to see whether it is free."""
+    journal = Journal(tmp_path)
+    with (tmp_path / "lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.01, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        journal.lock.acquire()
+    journal.lock.release()
+    journal.close()
+
+
 def test_the_lock_is_one_processs_and_is_freed_by_its_end(journal: Journal, tmp_path: Path) -> None:
-    journal.lock.acquire(wait=False)
+    journal.lock.acquire()
     code = (
         "import sys; from pathlib import Path; from quantum_orchestrator.blocks.journal import Journal\n"
         "from quantum_orchestrator.blocks.errors import WorkspaceBusy\n"
         "journal = Journal(Path(sys.argv[1]))\n"
-        "try: journal.lock.acquire(wait=False)\n"
+        "try: journal.lock.acquire()\n"
         "except WorkspaceBusy as busy: print(busy.message)"
     )
     argv = [sys.executable, "-c", code, str(tmp_path)]
@@ -219,6 +231,6 @@ def test_the_lock_is_one_processs_and_is_freed_by_its_end(journal: Journal, tmp_
     journal.lock.release()
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == ""
     assert not journal.lock.is_held()
-    journal.lock.acquire(wait=False)
+    journal.lock.acquire()
     with pytest.raises(WorkspaceBusy):
-        Journal(tmp_path).lock.acquire(wait=False)
+        Journal(tmp_path).lock.acquire()

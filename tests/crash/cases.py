@@ -48,7 +48,7 @@ def run_set(root: Path, scenario: Scenario) -> str:
     """Run the scenario's set, or go on with it; the run's status."""
     document = load_object({"name": "crash", "instructions": list(scenario.instructions), "order": "sequential"})
     journal = Journal(workspace_home(root))
-    journal.lock.acquire(wait=True)
+    journal.lock.acquire()
     workspace = Workspace(root, journal, Policy().snapshot_exclude)
     record = journal.run(RUN)
     if record is None:

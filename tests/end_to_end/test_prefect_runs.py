@@ -164,6 +164,21 @@ def test_an_approval_pauses_the_flow_run_which_then_goes_on(tmp_path: Path) -> N
     assert runs["z"].state.name == "Completed"
 
 
+def test_a_run_that_died_before_it_knew_its_flow_run_gets_another(tmp_path: Path) -> None:
+    from quantum_orchestrator.blocks.journal import RunRecord
+    from quantum_orchestrator.flows.orchestrate import RunRequest, carry_on, open_journal, restored
+
+    journal = open_journal(tmp_path)
+    journal.begin(RunRecord("died", SET["name"], "running", SET, {}, {}, time.time()))
+    record = journal.run("died")
+    journal.close()
+    assert record is not None
+    assert record.flow_run_id is None
+    document = asyncio.run(carry_on(RunRequest(*restored(record), tmp_path), "died"))
+    assert document["status"] == "committed"
+    assert flow_run(document).state.is_completed()
+
+
 def test_a_second_run_does_not_start_beside_one_that_waits(tmp_path: Path) -> None:
     from quantum_orchestrator.blocks.errors import NeedsAttention
 
