@@ -154,11 +154,16 @@ class Answer(NamedTuple):
 
 
 class Repository:
-    """The repository of one workspace, whether or not there is one yet. Safe to use from several threads."""
+    """The repository of one workspace, whether or not there is one yet. Safe to use from several threads.
 
-    def __init__(self, root: Path, policy: Policy) -> None:
+    `lock` is a descriptor that each git command inherits: the workspace's lock, so that nobody else can begin there
+    while a command is at work whose engine has died (see `blocks/lock.py`).
+    """
+
+    def __init__(self, root: Path, policy: Policy, *, lock: int | None = None) -> None:
         self.root = root.absolute()
         self.policy = policy
+        self.lock = () if lock is None else (lock,)
 
     @property
     def folder(self) -> Path:
@@ -202,6 +207,7 @@ class Repository:
         answer = _execute(
             ("-C", str(self.root), "--git-dir", str(self.folder), "config", "--includes", "-z", "--get-regexp", wanted),
             environment,
+            inherited=self.lock,
         )
         # 1: nothing is set. Anything else is a file that git cannot read, and says which.
         if answer.exit_code > 1:
@@ -251,7 +257,8 @@ class Commands:
                 {**_SETTINGS, **self.disarmed, "core.excludesFile": f"/proc/self/fd/{ignored}"}
             )
             command = ("-C", str(self.repository.root), *self.place, "--no-pager", *arguments)
-            answer = _execute(command, environment, stdin, self.deadline, self.cancel, ignored)
+            inherited = (ignored, *self.repository.lock)
+            answer = _execute(command, environment, stdin, self.deadline, self.cancel, inherited)
         if answer.exit_code not in accept:
             raise _failure(arguments[0], answer)
         return answer
@@ -299,6 +306,7 @@ class Commands:
         Git looks into an embedded repository, with its own configuration, to see whether its files have changed.
         """
         place = self.place if folder == self.repository.root else ()
+        lock = self.repository.lock
         options = ("-C", str(folder), *place)
         settings = {**_SETTINGS, "safe.directory": "*"}
         environment = {
@@ -307,13 +315,15 @@ class Commands:
             "GIT_CEILING_DIRECTORIES": str(folder.parent),
             "GIT_OPTIONAL_LOCKS": "0",
         }
-        listed = _execute((*options, "config", "--list", "--includes", "--name-only", "-z"), environment)
+        listed = _execute(
+            (*options, "config", "--list", "--includes", "--name-only", "-z"), environment, inherited=lock
+        )
         if listed.exit_code != 0:
             raise _failure("config", listed)
         found = ((key, pattern, value) for key in listed.fields for pattern, value in _NAMED_SETTINGS)
         self.disarmed.update((key, value) for key, pattern, value in found if pattern.fullmatch(key))
         if embedded:
-            entries = _execute((*options, "ls-files", "--stage", "-z"), environment)
+            entries = _execute((*options, "ls-files", "--stage", "-z"), environment, inherited=lock)
             for entry in entries.fields:
                 inner = folder / entry.partition("\t")[2]
                 if entry.startswith("160000 ") and os.path.lexists(inner / ".git"):
@@ -389,7 +399,7 @@ def _execute(
     stdin: bytes = b"",
     deadline: float | None = None,
     cancel: CancelTokenLike | None = None,
-    descriptor: int | None = None,
+    inherited: tuple[int, ...] = (),
 ) -> Answer:
     """Start git through GitPython and attend to it until its end."""
     program = _git_program()
@@ -404,7 +414,7 @@ def _execute(
         as_process=True,
         env=dict(environment),
         start_new_session=True,
-        pass_fds=() if descriptor is None else (descriptor,),
+        pass_fds=inherited,
     )
     process: subprocess.Popen[bytes] | None = wrapper.proc
     assert process is not None

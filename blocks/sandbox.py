@@ -90,11 +90,13 @@ class CancelTokenLike(Protocol):
 class Processes:
     """Runs programs. Safe to use from several threads; costs nothing until the first run.
 
-    `require` is the level below which nothing is run (`[sandbox] require` in the policy).
+    `require` is the level below which nothing is run (`[sandbox] require` in the policy). `lock` is a descriptor that
+    stays open, should this process die, until everything that it has run is ended; programs do not get it.
     """
 
-    def __init__(self, *, require: int = Level.NONE) -> None:
+    def __init__(self, *, require: int = Level.NONE, lock: int | None = None) -> None:
         self.require = require
+        self._lock = lock
 
     @property
     def level(self) -> Level:
@@ -136,7 +138,7 @@ class Processes:
         }
         _check_texts(request)
         with ExitStack() as stack:
-            attendance = _Attendance(stack, request, stdin, limits.output_bytes, on_line)
+            attendance = _Attendance(stack, request, self._lock, stdin, limits.output_bytes, on_line)
             return attendance.run(timeout, cancel)
 
     def _check_level(self) -> None:
@@ -214,6 +216,7 @@ class _Attendance:
         self,
         stack: ExitStack,
         request: Request,
+        lock: int | None,
         stdin: bytes | None,
         output_bytes: int,
         on_line: Callable[[str], None] | None,
@@ -230,7 +233,7 @@ class _Attendance:
             self._stdout, far_stdout = _output_pipe(stack, far)
             self._stderr, far_stderr = _output_pipe(stack, far)
             self._started = time.monotonic()
-            _keeper.send(far_run)
+            _keeper.send(far_run, lock)
             self._send_request((far_stdin, far_stdout, far_stderr))
         self._outputs = {each: _Output(output_bytes, on_line) for each in (self._stdout, self._stderr)}
         self._input = memoryview(stdin or b"")
@@ -448,21 +451,22 @@ class _Keeper:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
-    def send(self, run: socket.socket) -> None:
-        """Have a supervisor attend to this socket."""
+    def send(self, run: socket.socket, lock: int | None) -> None:
+        """Have a supervisor attend to this socket, and hold the lock meanwhile."""
+        descriptors = [run.fileno()] if lock is None else [run.fileno(), lock]
         with self._lock:
             if self._control is None or self._owner != os.getpid():  # a fork of the engine needs its own
                 self._start()
             try:
-                self._pass(run)
+                self._pass(descriptors)
             except (BrokenPipeError, ConnectionResetError):  # somebody has killed it
                 self._stop()
                 self._start()
-                self._pass(run)
+                self._pass(descriptors)
 
-    def _pass(self, run: socket.socket) -> None:
+    def _pass(self, descriptors: list[int]) -> None:
         assert self._control is not None
-        socket.send_fds(self._control, [b"r"], [run.fileno()])
+        socket.send_fds(self._control, [b"r"], descriptors)
 
     def _start(self) -> None:
         self._control, far = socket.socketpair()

@@ -11,8 +11,12 @@ Invariant: a supervisor reports on its run socket only when none of its script's
 *subreaper* of its descendants (prctl(2)): whatever leaves the process group, starts a session or forks twice still
 becomes its child when its parent ends, so that "no child left" means "nothing left". It ends the tree when the script
 ends, when the engine shuts its side of the run socket down (time-out, cancellation), and when the engine dies, which
-the kernel tells by closing that socket, however it died. Should a supervisor be killed, the script gets SIGKILL from
+the kernel tells by closing that socket, however it died. Processes are asked to end first; those of a dead engine are
+killed at once, as what they do is undone or done again. Should a supervisor be killed, the script gets SIGKILL from
 the kernel, the keeper inherits what is left and ends that.
+
+With a run socket may come the workspace's *lock*, a descriptor that is only kept open until everything has ended: so
+nobody can begin there while a script of a dead engine is left (see `blocks/lock.py`). Scripts do not get it.
 
 Out of reach: what another service starts on request (systemd, at, a container daemon), programs that changed to
 another user, and a script bent on harm, which may kill its keepers, as they run as the same user.
@@ -71,7 +75,8 @@ def keep(control: socket.socket) -> None:
     """Fork a supervisor for every run socket that arrives, until the engine is gone and all of them are done."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     child_ended = _child_signals()
-    runs: dict[int, socket.socket] = {}
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all that a dead engine left: its keepers end the others
+    runs: dict[int, Run] = {}
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(child_ended, select.POLLIN)
@@ -86,23 +91,37 @@ def keep(control: socket.socket) -> None:
             _settle(runs)
 
 
-def _accept(control: socket.socket, runs: dict[int, socket.socket]) -> bool:
+class Run:
+    """What belongs to one script, and is closed when all of it has ended."""
+
+    def __init__(self, socket_: int, lock: int | None) -> None:
+        self.socket = socket.socket(fileno=socket_)
+        self._lock = lock
+
+    def close(self) -> None:
+        """Free the lock first: the engine may be waiting for the socket's end."""
+        if self._lock is not None:
+            os.close(self._lock)
+        self.socket.close()
+
+
+def _accept(control: socket.socket, runs: dict[int, Run]) -> bool:
     """Start one supervisor. False when the engine has closed its side."""
-    received, descriptors = _received(control, 1, 1)
+    received, descriptors = _received(control, 1, 2)
     if not received:
         return False
-    run = socket.socket(fileno=descriptors[0])
+    run = Run(descriptors[0], descriptors[1] if len(descriptors) > 1 else None)
     try:
         pid = os.fork()
     except OSError as error:
-        _answer(run, {"stage": "fork", "errno": error.errno or 0})
+        _answer(run.socket, {"stage": "fork", "errno": error.errno or 0})
         run.close()
         return True
     if pid == 0:
         control.close()
         for other in runs.values():
             other.close()
-        _supervisor_process(run)
+        _supervisor_process(run.socket)
     runs[pid] = run  # kept open: the engine sees the end of an unanswered run only when _settle has cleaned up
     return True
 
@@ -115,7 +134,7 @@ def _received(connection: socket.socket, length: int, count: int) -> tuple[bytes
     return received, descriptors
 
 
-def _settle(runs: dict[int, socket.socket]) -> None:
+def _settle(runs: dict[int, Run]) -> None:
     """Note which supervisors ended; end what one that did not end by itself has left behind."""
     ended = []
     killed = False
@@ -148,7 +167,7 @@ def _supervise(run: socket.socket) -> None:
         os.close(stream)
     if script:
         report = _attend(run, script, child_ended)
-    survivors = _end_all()
+    survivors = _end_all(run)
     if survivors:
         report["survivors"] = survivors
     _answer(run, report)
@@ -233,9 +252,10 @@ def _threads_of_user() -> int:
 
 
 def _ordinary_signals() -> None:
-    """Python ignores these two, and an ignored signal stays ignored over exec."""
+    """Python ignores the first two, and an ignored signal stays ignored over exec."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the keeper ignores it
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
@@ -277,13 +297,20 @@ def _has_children() -> bool:
     return True
 
 
-def _end_all() -> list[int]:
+def _is_alone(run: socket.socket) -> bool:
+    """Whether the engine is dead: it has closed its side, rather than shut it down."""
+    poll = select.poll()
+    poll.register(run, 0)
+    return bool(poll.poll(0))  # POLLHUP, which needs no asking
+
+
+def _end_all(run: socket.socket) -> list[int]:
     """End every descendant: ask first, then SIGKILL. Returns those that could not be ended."""
     if not _has_children():
         return []
     asked: set[int] = set()
     deadline = time.monotonic() + GRACE
-    while _has_children() and time.monotonic() < deadline:
+    while _has_children() and time.monotonic() < deadline and not _is_alone(run):
         for pid in _descendants():
             if pid not in asked:  # also what was forked while the others were asked
                 _signal(pid, signal.SIGTERM)

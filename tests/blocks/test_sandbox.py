@@ -18,6 +18,7 @@ import pytest
 from quantum_orchestrator.blocks import sandbox
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, PolicyRefused, TimedOut
 from quantum_orchestrator.blocks.sandbox import Completed, Level, Limits, Processes
+from quantum_orchestrator.blocks.supervisor import GRACE
 from quantum_orchestrator.tasks.operation import CancelToken
 
 
@@ -116,6 +117,14 @@ def test_no_descriptor_of_the_engine_reaches_it(processes: Processes, tmp_path: 
     assert int(listed) == 4  # 0, 1, 2 and the folder that ls reads
 
 
+def test_the_lock_does_not_reach_it(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        completed = shell(Processes(lock=lock.fileno()), "ls -l /proc/$PPID/fd /proc/self/fd", tmp_path)
+    supervisor, program = completed.stdout.decode().split("/proc/self/fd:")
+    assert "/lock" not in program
+    assert "/lock" in supervisor
+
+
 def test_it_leads_a_session_of_its_own(processes: Processes, tmp_path: Path) -> None:
     completed = shell(processes, "cut -d' ' -f6 /proc/$$/stat; echo $$", tmp_path)
     session, pid = completed.stdout.split()
@@ -124,7 +133,7 @@ def test_it_leads_a_session_of_its_own(processes: Processes, tmp_path: Path) -> 
 
 def test_ignored_signals_of_python_are_not_passed_on(processes: Processes, tmp_path: Path) -> None:
     ignored = shell(processes, "grep SigIgn /proc/self/status", tmp_path).stdout.split()[1]
-    assert int(ignored, 16) & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)) == 0
+    assert int(ignored, 16) & sum(1 << (each - 1) for each in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM)) == 0
 
 
 # Output.
@@ -277,6 +286,13 @@ def test_a_script_that_kills_its_keeper_is_ended_and_the_next_one_runs(processes
     assert shell(processes, "exit 4", tmp_path).exit_code == 4
 
 
+def test_a_keeper_that_is_asked_to_end_keeps_on(processes: Processes, tmp_path: Path) -> None:
+    """Whoever takes over from a dead engine asks all that it has left."""
+    text = "kill -TERM $PPID $(cut -d' ' -f4 /proc/$PPID/stat); sleep 0.1; exit 3"
+    assert shell(processes, text, tmp_path).exit_code == 3
+    assert shell(processes, "exit 4", tmp_path).exit_code == 4
+
+
 def test_the_keeper_is_started_again_when_it_was_killed(processes: Processes, tmp_path: Path) -> None:
     supervisor = shell(processes, "echo $PPID", tmp_path).stdout.decode().strip()
     keeper = shell(processes, "cut -d' ' -f4 /proc/$PPID/stat", tmp_path).stdout.decode().strip()
@@ -290,7 +306,7 @@ ENGINE = """
 import sys
 from pathlib import Path
 from quantum_orchestrator.blocks.sandbox import Processes
-text = "echo $$ > script; (setsid sh -c 'echo $$ > away; sleep 60' &) ; sleep 60"
+text = "trap '' TERM; echo $$ > script; (setsid sh -c 'echo $$ > away; sleep 60' &) ; sleep 60"
 Processes().run(["sh", "-c", text], cwd=Path(sys.argv[1]), env={})
 """
 
@@ -311,6 +327,14 @@ def test_the_scripts_of_an_engine_end_with_it(
     engine.wait()
     assert gone(script)
     assert gone(away)
+
+
+def test_the_scripts_of_a_dead_engine_are_not_asked(engine: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    """What they would do to end in order is undone or done again anyhow, and somebody may be waiting."""
+    script = written_pid(tmp_path / "script")
+    engine.kill()
+    engine.wait()
+    assert gone(script, seconds=GRACE / 2)
 
 
 def test_the_end_of_the_thread_that_started_a_script_does_not_end_others(processes: Processes, tmp_path: Path) -> None:
