@@ -1,17 +1,19 @@
 """The journal: what every run did to one workspace, written down before it is done, so that it can be undone.
 
-One SQLite database per workspace, outside of it, with `synchronous=FULL` (an acknowledged row survives a power cut),
-and beside it a folder of large contents. The format:
+One SQLite database per workspace, outside of it (`blocks/database.py`: an acknowledged row survives a power cut, a
+damaged one is not believed), and beside it the large contents (`blocks/contents.py`). The format:
 
     runs       one row a run: the document, its inputs, how it stands
     steps      one row a step of a run: how it ended, what it gave
     effects    one row a path that a step changes: before and after, in the order of writing. A row is an INTENT until
                `done`; it is durable before the path is touched, together with the content that it replaces
     captures   one row for a step that acts by itself (a script, git): everything it may change, as it was before
-    contents   by SHA-256: contents of up to 64 KiB, compressed where that helps; larger ones are files
+    outbox     one row a step that sends something which cannot be taken back: under which key, how far it has come
+    contents   by SHA-256: the contents that effects and captures name
 
-Invariant: whatever a run has changed can be put back from here alone. A row's `before` was read from the workspace,
-never computed. Undoing marks rows `undone`, so that it can be interrupted and repeated.
+Invariant: whatever a run has changed can be put back from here alone, until `prune` gives that up for a run that has
+ended. A row's `before` was read from the workspace, never computed. Undoing marks rows `undone`, so that it can be
+interrupted and repeated.
 
 This module knows neither operations nor Prefect, and never touches the workspace; `blocks/workspace.py` does.
 """
@@ -19,59 +21,38 @@ This module knows neither operations nor Prefect, and never touches the workspac
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
-import sqlite3
-import threading
+import stat
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from quantum_orchestrator.blocks.errors import StateError, WorkspaceBusy
-from quantum_orchestrator.blocks.tree import Change, Entry, Kind, digest
+from quantum_orchestrator.blocks.contents import Contents
+from quantum_orchestrator.blocks.database import (
+    APPROVALS,
+    CAPTURES,
+    EFFECTS,
+    IS_UNFINISHED,
+    LAST_EFFECT,
+    OUTBOX,
+    REMOVED,
+    RUNS,
+    STEPS,
+    UNFINISHED,
+    UNFINISHED_STATUSES,
+    Database,
+    Row,
+    Transaction,
+)
+from quantum_orchestrator.blocks.errors import StateError, UsageError
+from quantum_orchestrator.blocks.lock import Lock
+from quantum_orchestrator.blocks.tree import Change, Entry, Kind
 
-VERSION = 1
-_DAMAGE_HINT = "`qo doctor` says more; a copy of the folder helps to find out what happened to it"
-INLINE_BYTES = 64 * 1024
-LOOK_SECONDS = 0.05
-"""`is_held` holds the lock itself while it looks; for so long, that is not taken for a run."""
-COMPRESS_FROM = 256  # bytes; below, compression costs more than it saves
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, set_name TEXT NOT NULL, status TEXT NOT NULL,
-    document TEXT NOT NULL, inputs TEXT NOT NULL, options TEXT NOT NULL, started_at REAL NOT NULL, ended_at REAL,
-    pid INTEGER NOT NULL, flow_run_id TEXT, ui_url TEXT, report TEXT, error TEXT, cancel_requested INTEGER DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS steps (
-    run TEXT NOT NULL, id TEXT NOT NULL, op TEXT NOT NULL, status TEXT NOT NULL, attempts INTEGER NOT NULL,
-    duration REAL, outputs TEXT, error TEXT, PRIMARY KEY (run, id)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS effects (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, step TEXT NOT NULL, path TEXT NOT NULL,
-    before TEXT, after TEXT, state TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS effects_of_step ON effects (run, step, number);
-CREATE TABLE IF NOT EXISTS captures (
-    run TEXT NOT NULL, step TEXT NOT NULL, areas TEXT NOT NULL, manifest TEXT NOT NULL, PRIMARY KEY (run, step)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS contents (
-    sha256 TEXT PRIMARY KEY, compressed INTEGER NOT NULL, data BLOB
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS approvals (
-    run TEXT NOT NULL, step TEXT NOT NULL, approved INTEGER NOT NULL, actor TEXT NOT NULL, at REAL NOT NULL,
-    PRIMARY KEY (run, step)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS digests (
-    path TEXT PRIMARY KEY, stamp TEXT NOT NULL, sha256 TEXT NOT NULL
-) WITHOUT ROWID;
-"""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class EffectState(StrEnum):
@@ -110,6 +91,14 @@ class RunRecord:
     ui_url: str | None = None
     report: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
+    boot_id: str | None = None
+    """Of the system's start under which it was begun: after another one, nothing of it can still be running."""
+    told_crashed: bool = False
+    """Whether Prefect knows that its engine has died."""
+    predicted: Any = None
+    """What the plan said that it would change."""
+    pruned: bool = False
+    """Whether its before-images were removed: it can neither be undone nor shown in detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +112,31 @@ class StepRecord:
     duration: float = 0.0
     outputs: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
+
+
+class SendingState(StrEnum):
+    """How far something that cannot be taken back has come."""
+
+    TRYING = "trying"
+    SENT = "sent"
+    DROPPED = "dropped"  # the last try is known not to have got through
+    TAKEN_BACK = "taken_back"  # by the step's `undo` instruction: another try is about something new
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """One row of `outbox`, as it was before the try that asks. `key` is the same for every try; `in_doubt` says that
+    an earlier one may have reached the other side."""
+
+    step: str
+    key: str
+    state: SendingState
+    in_doubt: bool
+
+
+def boot_id() -> str:
+    """What the system gives itself anew at each start."""
+    return BOOT_ID.read_text().strip()
 
 
 def encode_entry(entry: Entry | None) -> str | None:
@@ -158,248 +172,139 @@ def _decode_change(path: str | bytes, before: str | None, after: str | None) -> 
     return Change(_decode_path(path), decode_entry(before), decode_entry(after))
 
 
-def _is_full(error: Exception) -> bool:
-    """Whether it is for want of space: even to read, SQLite must make its shared memory file."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
-
-
-class Lock:
-    """The workspace's lock: `flock`, which the kernel frees when its holder dies, however it dies."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Take it. Raises WorkspaceBusy if another process has it; whoever wants to wait asks again."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            self._lock(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}".encode(), 0)
-        self._descriptor = descriptor
-
-    def _lock(self, descriptor: int) -> None:
-        deadline = time.monotonic() + LOOK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise WorkspaceBusy(
-                        f"another run (process {self.holder()}) holds this workspace",
-                        hint="wait for it (`qo status`), end it (`qo cancel`), or leave out --no-wait",
-                    ) from None
-                time.sleep(LOOK_SECONDS / 10)
-            else:
-                return
-
-    def release(self) -> None:
-        """Give it back; nothing happens if it is not held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def holder(self) -> str:
-        """The process that took it last."""
-        return self._path.read_text() or "unknown"
-
-    def is_held(self) -> bool:
-        """Whether any process holds it now."""
-        try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
-
-
 class Journal:
     """One workspace's journal. Any number of threads may use one object at once."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the journal in `folder` (the workspace's state folder), made if it is not there."""
+        """Open the journal in `folder` (the workspace's state folder), made if it is not there. Raises StateError."""
         self.folder = folder
         self.lock = Lock(folder / "lock")
-        self._mutex = threading.RLock()
         try:
             (folder / "contents").mkdir(mode=0o700, exist_ok=True)
             (folder / "logs").mkdir(mode=0o700, exist_ok=True)
-            with (folder / "opening").open("w") as opening:  # SQLite does not wait while another makes the file
-                fcntl.flock(opening, fcntl.LOCK_EX)
-                self._database = self._open(folder / "journal.db")
-        except (sqlite3.Error, OSError) as error:
-            raise self._unreadable(error) from error
-
-    def _open(self, path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        try:
-            self._prepare(database, path)
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    @staticmethod
-    def _prepare(database: sqlite3.Connection, path: Path) -> None:
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            raise StateError(f"{path}: was written by a newer version", hint="use that version, or a newer one")
-        if version < VERSION:
-            database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+        except OSError as error:
+            raise StateError(f"{folder}: the journal cannot be read: {error}", hint=_FOLDER_HINT) from error
+        self._database = Database(folder)
+        self._contents = Contents(self._database, folder / "contents")
 
     def close(self) -> None:
         """Close the database."""
-        with self._mutex:
-            self._database.close()
+        self._database.close()
+
+    def _rows(self, query: str, *values: Any) -> list[Row]:
+        return self._database.read(query, *values)
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One durable transaction."""
-        with self._mutex:
-            try:
-                self._database.execute("BEGIN IMMEDIATE")
-                yield self._database
-                self._database.execute("COMMIT")
-            except BaseException as error:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise self._unwritable(error) from error
-                raise
-
-    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._mutex:
-            try:
-                return self._database.execute(query, values).fetchall()
-            except sqlite3.Error as error:
-                raise self._unreadable(error) from error
-
-    def _unreadable(self, error: Exception) -> StateError:
-        return StateError(
-            f"{self.folder / 'journal.db'}: the journal cannot be read: {error}",
-            hint="free some disk space, and try again" if _is_full(error) else _DAMAGE_HINT,
-        )
-
-    def _unwritable(self, error: Exception) -> StateError:
-        return StateError(
-            f"{self.folder / 'journal.db'}: the journal cannot be written: {error}",
-            hint="free some disk space or check the folder's permissions; nothing was changed unrecorded",
-        )
+    def _decoding(self, what: str) -> Iterator[None]:
+        """What is not as this module writes it is damage."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._database.damaged(f"{what}: {error}") from error
 
     # Runs.
 
     def begin(self, run: RunRecord) -> None:
-        """Record that a run starts."""
-        with self._transaction() as database:
-            database.execute(
-                "INSERT INTO runs (id, set_name, status, document, inputs, options, started_at, pid)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    run.id,
-                    run.set_name,
-                    run.status,
-                    json.dumps(run.document),
-                    json.dumps(run.inputs),
-                    json.dumps(run.options),
-                    run.started_at,
-                    os.getpid(),
-                ),
-            )
+        """Record that a run starts, in this process and since this start of the system."""
 
-    def update(self, run_id: str, **fields: Any) -> None:
-        """Set columns of a run: status, ended_at, pid, flow_run_id, ui_url, report, error, cancel_requested."""
-        encoded = {
-            name: json.dumps(value) if name in ("report", "error") and value is not None else value
-            for name, value in fields.items()
-        }
-        columns = ", ".join(f"{name} = ?" for name in encoded)
-        with self._transaction() as database:
-            database.execute(f"UPDATE runs SET {columns} WHERE id = ?", (*encoded.values(), run_id))  # noqa: S608 - our own column names
+        def work(transaction: Transaction) -> None:
+            number = transaction.execute("SELECT coalesce(max(number), 0) + 1 FROM runs").fetchone()[0]
+            row = (
+                *(number, run.id, run.set_name, run.status),
+                *(json.dumps(each) for each in (run.document, run.inputs, run.options)),
+                *(run.started_at, run.ended_at, os.getpid(), run.flow_run_id, run.ui_url),
+                *(_dumped(run.report), _dumped(run.error), 0),
+                *(boot_id(), int(run.told_crashed), _dumped(run.predicted), int(run.pruned)),
+            )
+            transaction.insert(RUNS, [row])
+            transaction.counts[UNFINISHED] += run.status in UNFINISHED_STATUSES
+
+        self._database.write(work)
+
+    def update(self, run_id: str, *, durable: bool = True, **fields: Any) -> None:
+        """Set columns of a run: status, ended_at, pid, boot_id, flow_run_id, ui_url, report, error, predicted,
+        told_crashed, cancel_requested."""
+        encoded = {name: _dumped(value) if name in _JSON else value for name, value in fields.items()}
+
+        def work(transaction: Transaction) -> None:
+            for row in transaction.change(RUNS, encoded, "id = ?", run_id):
+                was = row[_STATUS]
+                now = encoded.get("status", was)
+                transaction.counts[UNFINISHED] += (now in UNFINISHED_STATUSES) - (was in UNFINISHED_STATUSES)
+
+        self._database.write(work, durable=durable)
 
     def runs(self, limit: int = -1) -> list[RunRecord]:
         """The newest runs first."""
-        return [self._run(row) for row in self._rows(f"{_SELECT_RUN} ORDER BY number DESC LIMIT ?", limit)]
+        return [self._run(row) for row in self._database.select(RUNS, "1 ORDER BY number DESC LIMIT ?", limit)]
 
     def run(self, run_id: str) -> RunRecord | None:
         """A run by its id, or by the beginning of it if that names one alone."""
-        rows = self._rows(f"{_SELECT_RUN} WHERE id = ?", run_id)
+        rows = self._database.select(RUNS, "id = ?", run_id)
         if not rows:
-            rows = self._rows(f"{_SELECT_RUN} WHERE substr(id, 1, ?) = ? LIMIT 2", len(run_id), run_id)
+            rows = self._database.select(RUNS, "substr(id, 1, ?) = ? LIMIT 2", len(run_id), run_id)
         return self._run(rows[0]) if len(rows) == 1 else None
+
+    def run_of_flow_run(self, flow_run_id: str) -> RunRecord | None:
+        """The run that a flow run of Prefect's is the face of."""
+        rows = self._database.select(RUNS, "flow_run_id = ? ORDER BY number DESC LIMIT 1", flow_run_id)
+        return self._run(rows[0]) if rows else None
 
     def unfinished(self) -> RunRecord | None:
         """The run whose effects are neither committed nor undone, if there is one; at most one can be."""
-        rows = self._rows(
-            f"{_SELECT_RUN} WHERE status IN ('running', 'paused', 'awaiting_approval', 'needs_attention')"
-            " ORDER BY number DESC LIMIT 1"
-        )
+        counts = self._rows(f"SELECT unfinished, (SELECT count(*) FROM runs WHERE {IS_UNFINISHED}) FROM ledger")  # noqa: S608
+        if any(wanted != found for wanted, found in counts):
+            raise self._database.damaged("it does not have the unfinished runs that it should have")
+        rows = self._database.select(RUNS, f"{IS_UNFINISHED} ORDER BY number DESC LIMIT 1")
         return self._run(rows[0]) if rows else None
 
     def cancel_requested(self, run_id: str) -> bool:
         """Whether somebody asked for the run's end."""
         return any(row[0] for row in self._rows("SELECT cancel_requested FROM runs WHERE id = ?", run_id))
 
-    @staticmethod
-    def _run(row: tuple[Any, ...]) -> RunRecord:
-        values = list(row)
-        for index in (3, 4, 5, 11, 12):
-            values[index] = json.loads(values[index]) if values[index] else None
-        return RunRecord(*values)
+    def _run(self, row: Row) -> RunRecord:
+        values = dict(zip(RUNS.columns, row, strict=True))
+        with self._decoding(f"run {values['id']}"):
+            for name in _JSON:
+                values[name] = _loaded(values[name])
+            values["told_crashed"], values["pruned"] = bool(values["told_crashed"]), bool(values["pruned"])
+            del values["number"], values["cancel_requested"]
+            return RunRecord(**values)
 
     # Steps.
 
-    def record_step(self, run_id: str, step: StepRecord, *, done: bool = False) -> None:
-        """Record how a step stands; with `done`, its intents become done in the same transaction."""
-        with self._transaction() as database:
-            database.execute(
-                "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    run_id,
-                    step.id,
-                    step.op,
-                    step.status,
-                    step.attempts,
-                    step.duration,
-                    None if step.outputs is None else json.dumps(step.outputs),
-                    None if step.error is None else json.dumps(step.error),
-                ),
-            )
+    def record_step(self, run_id: str, step: StepRecord, *, done: bool = False, durable: bool = True) -> None:
+        """Record how a step stands; with `done`, its intents become done, and what it sends sent, with it.
+
+        Without `durable` that survives `kill -9`, but is safe from a power cut only with the next durable record: a
+        step that would then be undone and run once more is well served by it.
+        """
+        row = (
+            *(run_id, step.id, step.op, step.status, step.attempts, step.duration),
+            *(_dumped(step.outputs), _dumped(step.error)),
+        )
+
+        def work(transaction: Transaction) -> None:
+            transaction.put(STEPS, row)
             if done:
-                self._mark_done(database, run_id, step.id)
+                _mark_done(transaction, run_id, step.id)
+
+        self._database.write(work, durable=durable)
 
     def set_step_status(self, run_id: str, step_ids: str | Iterable[str], status: str) -> None:
         """Change how steps stand, and nothing else of them."""
-        changed = [step_ids] if isinstance(step_ids, str) else step_ids
-        with self._transaction() as database:
-            database.executemany(
-                "UPDATE steps SET status = ? WHERE run = ? AND id = ?", [(status, run_id, each) for each in changed]
-            )
+        changed = json.dumps([step_ids] if isinstance(step_ids, str) else list(step_ids))
 
-    @staticmethod
-    def _mark_done(database: sqlite3.Connection, run_id: str, step_id: str) -> None:
-        database.execute(
-            "UPDATE effects SET state = ? WHERE run = ? AND step = ? AND state = ?",
-            (EffectState.DONE, run_id, step_id, EffectState.INTENT),
-        )
-        database.execute("DELETE FROM captures WHERE run = ? AND step = ?", (run_id, step_id))
+        def work(transaction: Transaction) -> None:
+            transaction.change(STEPS, {"status": status}, f"run = ? AND id {_AMONG}", run_id, changed)
+
+        self._database.write(work)
 
     def steps(self, run_id: str) -> dict[str, StepRecord]:
         """The steps of a run, by id."""
-        rows = self._rows("SELECT id, op, status, attempts, duration, outputs, error FROM steps WHERE run = ?", run_id)
-        return {row[0]: StepRecord(*row[:5], *(json.loads(each) if each else None for each in row[5:])) for row in rows}
+        rows = self._database.select(STEPS, "run = ?", run_id)
+        with self._decoding(f"the steps of run {run_id}"):
+            return {row[1]: StepRecord(*row[1:6], *map(_loaded, row[6:])) for row in rows}
 
     # Effects.
 
@@ -410,41 +315,58 @@ class Journal:
 
         `content_of` gives a content by its digest, or None if it is stored already. Large ones are written first.
         """
-        contents = self._new_contents(changes, content_of)
-        rows = [
-            (
-                run_id,
-                step_id,
-                _encode_path(each.path),
-                *map(encode_entry, (each.before, each.after)),
-                EffectState.INTENT,
+        found = ((sha256, content_of(sha256)) for sha256 in sorted(_digests(changes)))
+        contents = self._contents.rows({sha256: content for sha256, content in found if content is not None})
+        rows = [(_encode_path(each.path), *map(encode_entry, (each.before, each.after))) for each in changes]
+
+        def work(transaction: Transaction) -> None:
+            self._contents.store(transaction, contents)
+            last = transaction.last_effect()
+            intent = EffectState.INTENT.value
+            transaction.insert(
+                EFFECTS, [(number, run_id, step_id, *row, intent) for number, row in enumerate(rows, last + 1)]
             )
-            for each in changes
-        ]
-        with self._transaction() as database:
-            database.executemany("INSERT OR IGNORE INTO contents VALUES (?, ?, ?)", contents)
-            database.executemany(
-                "INSERT INTO effects (run, step, path, before, after, state) VALUES (?, ?, ?, ?, ?, ?)", rows
-            )
+            transaction.newest = last + len(rows)
+
+        self._database.write(work, noted=False)
 
     def effects(self, run_id: str, step_ids: str | Iterable[str] | None = None) -> list[Effect]:
-        """The effects of a run (or of some of its steps) that stand, in the order of writing."""
-        query = "SELECT number, step, path, before, after, state FROM effects WHERE run = ? AND state != 'undone'"
+        """The effects of a run (or of some of its steps) that stand, in the order of writing.
+
+        Raises UsageError if they were removed.
+        """
         if step_ids is None:
-            rows = self._rows(query + " ORDER BY number", run_id)
+            rows = self._database.select(EFFECTS, "run = ? ORDER BY number", run_id)
         else:
             chosen = [step_ids] if isinstance(step_ids, str) else step_ids
-            rows = sorted(row for step_id in chosen for row in self._rows(query + " AND step = ?", run_id, step_id))
-        return [
-            Effect(number, step, _decode_change(*columns), EffectState(state)) for number, step, *columns, state in rows
-        ]
+            found = (self._database.select(EFFECTS, "run = ? AND step = ?", run_id, step_id) for step_id in chosen)
+            rows = sorted((row for several in found for row in several), key=lambda row: int(row[0]))
+        if not rows:
+            self._refuse_pruned(run_id)
+        with self._decoding(f"the effects of run {run_id}"):
+            return [
+                Effect(number, step, _decode_change(*columns), EffectState(state))
+                for number, _, step, *columns, state in rows
+                if state != EffectState.UNDONE
+            ]
+
+    def _refuse_pruned(self, run_id: str) -> None:
+        if any(pruned for (pruned,) in self._rows("SELECT pruned FROM runs WHERE id = ?", run_id)):
+            raise UsageError(
+                f"run {run_id}: its before-images were removed by gc",
+                hint="it can be neither undone nor shown in detail; its report stays",
+            )
 
     def mark_undone(self, effects: Iterable[Effect], kept: Iterable[Effect] = ()) -> None:
         """Record that these effects have been put back, but for those that are kept."""
-        states = [(EffectState.UNDONE, effects), (EffectState.KEPT, kept)]
-        rows = [(state, effect.number) for state, several in states for effect in several]
-        with self._transaction() as database:
-            database.executemany("UPDATE effects SET state = ? WHERE number = ?", rows)
+        states = [(EffectState.UNDONE, list(effects)), (EffectState.KEPT, list(kept))]
+
+        def work(transaction: Transaction) -> None:
+            for state, several in states:
+                numbers = json.dumps([effect.number for effect in several])
+                transaction.change(EFFECTS, {"state": state.value}, f"number {_AMONG}", numbers)
+
+        self._database.write(work)
 
     # Captures.
 
@@ -459,140 +381,219 @@ class Journal:
     ) -> None:
         """Make durable what a step that acts by itself may change: all of `manifest`, as it is before the step."""
         encoded = json.dumps({path: encode_entry(entry) for path, entry in manifest.items()})
-        rows = [self._content_row(sha256, content) for sha256, content in contents.items()]
-        with self._transaction() as database:
-            database.executemany("INSERT OR IGNORE INTO contents VALUES (?, ?, ?)", rows)
-            database.executemany(
-                "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)",
-                [(_encode_path(path), *each) for path, each in digests.items()],
-            )
-            database.execute(
-                "INSERT OR REPLACE INTO captures VALUES (?, ?, ?, ?)",
-                (run_id, step_id, json.dumps(list(areas)), encoded),
-            )
+        rows = self._contents.rows(contents)
+        known = [(_encode_path(path), *each) for path, each in digests.items()]
+
+        def work(transaction: Transaction) -> None:
+            self._contents.store(transaction, rows)
+            transaction.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", known)
+            transaction.put(CAPTURES, (run_id, step_id, json.dumps(list(areas)), encoded))
+
+        self._database.write(work)
 
     def captured(self, run_id: str) -> dict[str, tuple[list[str], dict[str, Entry]]]:
         """The captures of steps that have not ended: areas and manifest by step."""
-        rows = self._rows("SELECT step, areas, manifest FROM captures WHERE run = ?", run_id)
-        return {
-            step: (
-                json.loads(areas),
-                {path: entry for path, text in json.loads(manifest).items() if (entry := decode_entry(text))},
-            )
-            for step, areas, manifest in rows
-        }
+        rows = self._database.select(CAPTURES, "run = ?", run_id)
+        with self._decoding(f"the captures of run {run_id}"):
+            return {step: (json.loads(areas), _decode_manifest(manifest)) for _, step, areas, manifest in rows}
 
     def steps_captured(self, run_id: str) -> list[str]:
         """The steps that have a capture and have not ended."""
-        return [step for (step,) in self._rows("SELECT step FROM captures WHERE run = ? ORDER BY step", run_id)]
+        return sorted(row[1] for row in self._database.select(CAPTURES, "run = ?", run_id))
 
     def drop_capture(self, run_id: str, step_id: str) -> None:
         """Forget a capture whose step has been undone."""
-        with self._transaction() as database:
-            database.execute("DELETE FROM captures WHERE run = ? AND step = ?", (run_id, step_id))
+        self._database.write(lambda each: each.delete(CAPTURES, "run = ? AND step = ?", run_id, step_id))
 
     def known_digests(self) -> dict[str, tuple[str, str]]:
-        """For files hashed before: stamp (inode, size, times) and digest, by path."""
-        rows = self._rows("SELECT * FROM digests")
-        return {_decode_path(path): (stamp, sha256) for path, stamp, sha256 in rows}
+        """For files hashed before, whose contents are stored: stamp (inode, size, times) and digest, by path."""
+        rows = self._rows("SELECT path, stamp, sha256 FROM digests JOIN contents USING (sha256)")
+        with self._decoding("the digests"):
+            return {_decode_path(path): (stamp, sha256) for path, stamp, sha256 in rows}
 
     # Contents.
 
     def has_content(self, sha256: str) -> bool:
         """Whether a content is stored."""
-        return bool(self._rows("SELECT 1 FROM contents WHERE sha256 = ?", sha256))
+        return self._contents.has(sha256)
 
     def content(self, sha256: str) -> bytes:
         """A stored content. Raises StateError if it is missing or not what its digest says."""
-        rows = self._rows("SELECT compressed, data FROM contents WHERE sha256 = ?", sha256)
-        if not rows:
-            raise StateError(f"the content {sha256[:12]}… is not in the journal", hint="`qo doctor` checks the journal")
-        compressed, data = rows[0]
-        try:
-            content = self._large(sha256).read_bytes() if data is None else bytes(data)
-            content = zlib.decompress(content) if compressed else content
-        except (OSError, zlib.error) as error:
-            raise StateError(f"the content {sha256[:12]}… cannot be read: {error}") from error
-        if digest(content) != sha256:
-            raise StateError(f"the content {sha256[:12]}… is damaged", hint="`qo doctor` checks the journal")
-        return content
+        return self._contents.read(sha256)
 
-    def _new_contents(
-        self, changes: Sequence[Change], content_of: Callable[[str], bytes | None]
-    ) -> list[tuple[str, int, bytes | None]]:
-        wanted = {
-            entry.sha256
-            for change in changes
-            for entry in (change.before, change.after)
-            if entry is not None and entry.kind is Kind.FILE
-        }
-        rows = []
-        for sha256 in sorted(wanted):
-            content = content_of(sha256)
-            if content is not None:
-                rows.append(self._content_row(sha256, content))
-        return rows
+    def check_contents(self, digests: Iterable[str]) -> None:
+        """Raises StateError if one of these contents is missing or not what its digest says."""
+        self._contents.check(digests)
 
-    def _content_row(self, sha256: str, content: bytes) -> tuple[str, int, bytes | None]:
-        packed = zlib.compress(content, 1) if len(content) >= COMPRESS_FROM else content
-        compressed = len(packed) < len(content)
-        stored = packed if compressed else content
-        if len(stored) <= INLINE_BYTES:
-            return (sha256, int(compressed), stored)
-        try:
-            self._write_large(sha256, stored)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        return (sha256, int(compressed), None)
+    # The outbox.
 
-    def _large(self, sha256: str) -> Path:
-        return self.folder / "contents" / sha256[:2] / sha256
+    def begin_sending(self, run_id: str, step_id: str, key: str) -> Sending:
+        """Record, durably, that a step is about to send something that cannot be taken back.
 
-    def _write_large(self, sha256: str, stored: bytes) -> None:
-        """Durable before the row that names it."""
-        path = self._large(sha256)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary = path.with_name(f".{sha256}.{threading.get_ident()}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(stored)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        for folder in (path.parent, path.parent.parent):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        The answer says how an earlier try stands. What is sent already stays so.
+        """
+
+        def work(transaction: Transaction) -> Sending:
+            rows = transaction.select(OUTBOX, "run = ? AND step = ?", run_id, step_id)
+            if rows:
+                earlier = _sending(rows[0])
+                if earlier.state is SendingState.TAKEN_BACK:
+                    earlier = Sending(step_id, key, SendingState.TRYING, in_doubt=False)
+                if earlier.state is not SendingState.SENT:
+                    transaction.put(OUTBOX, (run_id, step_id, earlier.key, SendingState.TRYING.value))
+                return earlier
+            transaction.put(OUTBOX, (run_id, step_id, key, SendingState.TRYING.value))
+            return Sending(step_id, key, SendingState.TRYING, in_doubt=False)
+
+        return self._database.write(work)
+
+    def drop_sending(self, run_id: str, step_id: str) -> None:
+        """Record that the try is known not to have got through. What an earlier one has sent stays so."""
+        self._change_sending(run_id, step_id, SendingState.DROPPED, " AND state = 'trying'")
+
+    def take_back_sending(self, run_id: str, step_id: str) -> None:
+        """Record that the step's `undo` instruction has taken it back."""
+        self._change_sending(run_id, step_id, SendingState.TAKEN_BACK, "")
+
+    def _change_sending(self, run_id: str, step_id: str, state: SendingState, only: str) -> None:
+        where = f"run = ? AND step = ?{only}"
+        self._database.write(lambda each: each.change(OUTBOX, {"state": state.value}, where, run_id, step_id))
+
+    def sendings(self, run_id: str) -> list[Sending]:
+        """What a run's steps have sent, or may have, and nothing has taken back."""
+        rows = self._database.select(OUTBOX, "run = ? AND state IN ('trying', 'sent')", run_id)
+        with self._decoding(f"the outbox of run {run_id}"):
+            return [_sending(row) for row in rows]
 
     # Approvals.
 
     def decide(self, run_id: str, step_id: str, *, approved: bool, actor: str) -> bool:
         """Record an approval or a rejection; False if there was one before."""
-        with self._transaction() as database:
-            cursor = database.execute(
-                "INSERT OR IGNORE INTO approvals VALUES (?, ?, ?, ?, ?)",
-                (run_id, step_id, int(approved), actor, time.time()),
-            )
-            return cursor.rowcount == 1
+
+        def work(transaction: Transaction) -> bool:
+            if transaction.select(APPROVALS, "run = ? AND step = ?", run_id, step_id):
+                return False
+            transaction.insert(APPROVALS, [(run_id, step_id, int(approved), actor, time.time())])
+            return True
+
+        return self._database.write(work)
 
     def decisions(self, run_id: str) -> dict[str, bool]:
         """Approved or not, by step."""
-        return {
-            step: bool(approved)
-            for step, approved in self._rows("SELECT step, approved FROM approvals WHERE run = ?", run_id)
-        }
+        return {row[1]: bool(row[2]) for row in self._database.select(APPROVALS, "run = ?", run_id)}
+
+    def forget_decisions(self, run_id: str, step_ids: Iterable[str]) -> None:
+        """Steps that are to run again need a new approval."""
+        chosen = list(step_ids)
+        if self.decisions(run_id).keys() & set(chosen):
+            where = f"run = ? AND step {_AMONG}"
+            self._database.write(lambda each: each.delete(APPROVALS, where, run_id, json.dumps(chosen)))
 
     def log_path(self, run_id: str) -> Path:
         """The run's log, one line an event."""
         return self.folder / "logs" / f"{run_id}.log"
 
+    # Whether it can be trusted.
 
-_SELECT_RUN = (
-    "SELECT id, set_name, status, document, inputs, options, started_at, ended_at, pid, flow_run_id, ui_url, report,"
-    " error FROM runs"
-)
+    def require_sound(self) -> None:
+        """Raises StateError if a recovery cannot trust the database: its structure, the number of its rows, and every
+        row of the runs that have not come to an end. (Contents prove themselves: `check_contents`.)"""
+        self._database.require_sound()
+        for row in self._database.select(RUNS, IS_UNFINISHED):
+            run = self._run(row)
+            self.steps(run.id), self.effects(run.id), self.captured(run.id), self.sendings(run.id)
+            self.decisions(run.id)
+
+    def verify(self) -> list[str]:
+        """Every damage that can be found: the database's, each row's, and each content's. Takes as long as reading
+        all of it."""
+        found = self._database.problems()
+        try:
+            found += self._contents.problems(self._wanted())
+        except StateError as error:
+            found.append(error.message)
+        return list(dict.fromkeys(found))
+
+    def _wanted(self, *, after: bool = False) -> set[str]:
+        """The contents that effects and captures name: those before, and with `after` also those after."""
+        wanted: set[str] = set()
+        with self._decoding("effects and captures"):
+            for row in self._database.select(EFFECTS, "1"):
+                change = _decode_change(*row[3:6])
+                wanted |= _digests([change if after else Change(change.path, change.before, None)])
+            for row in self._database.select(CAPTURES, "1"):
+                wanted |= {entry.sha256 for entry in _decode_manifest(row[3]).values() if entry.kind is Kind.FILE}
+        return wanted
+
+    # Growing no further.
+
+    def size(self) -> int:
+        """The bytes that the journal takes, with its contents and logs."""
+        total = 0
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # SQLite's own files come and go
+                status = path.lstat()
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return total
+
+    def prune(self, run_ids: Iterable[str]) -> None:
+        """Forget what finished runs changed: they cannot be undone any more. Raises UsageError for one that is not
+        finished. The contents go with the next `sweep`."""
+        chosen = list(run_ids)
+
+        def work(transaction: Transaction) -> None:
+            for run_id in chosen:
+                for row in transaction.change(RUNS, {"pruned": 1}, "id = ?", run_id):
+                    if row[_STATUS] in UNFINISHED_STATUSES:
+                        raise UsageError(f"run {run_id} is not finished", hint="undo it, or go on with it, first")
+                transaction.counts[LAST_EFFECT] = transaction.last_effect()
+                transaction.counts[REMOVED] += transaction.delete(EFFECTS, "run = ?", run_id)
+                transaction.delete(CAPTURES, "run = ?", run_id)
+
+        self._database.write(work)
+
+    def sweep(self) -> int:
+        """Remove contents that no run needs any more, and what killed processes left; the bytes freed. Under the
+        workspace's lock only. Raises StateError, with nothing removed, if the journal is damaged."""
+        self.require_sound()
+        return self._contents.sweep(self._wanted(after=True))
+
+
+_FOLDER_HINT = "see that the folder can be used, and that there is space left"
+_STATUS = RUNS.place("status")
+_AMONG = "IN (SELECT value FROM json_each(?))"
+"""A condition on one of many, given as JSON: one query, however many there are."""
+_JSON = ("document", "inputs", "options", "report", "error", "predicted")
+
+
+def _dumped(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _loaded(text: str | None) -> Any:
+    return json.loads(text) if text else None
+
+
+def _decode_manifest(text: str) -> dict[str, Entry]:
+    return {path: entry for path, encoded in json.loads(text).items() if (entry := decode_entry(encoded))}
+
+
+def _digests(changes: Iterable[Change]) -> set[str]:
+    entries = (entry for change in changes for entry in (change.before, change.after))
+    return {entry.sha256 for entry in entries if entry is not None and entry.kind is Kind.FILE}
+
+
+def _sending(row: Row) -> Sending:
+    state = SendingState(row[3])
+    return Sending(row[1], row[2], state, in_doubt=state is not SendingState.DROPPED)
+
+
+def _mark_done(transaction: Transaction, run_id: str, step_id: str) -> None:
+    of_step = "run = ? AND step = ?"
+    intent = EffectState.INTENT.value
+    transaction.change(EFFECTS, {"state": EffectState.DONE.value}, f"{of_step} AND state = ?", run_id, step_id, intent)
+    if transaction.counts[CAPTURES.name]:
+        transaction.delete(CAPTURES, of_step, run_id, step_id)
+    if transaction.counts[OUTBOX.name]:
+        sent = {"state": SendingState.SENT.value}
+        transaction.change(OUTBOX, sent, f"{of_step} AND state = 'trying'", run_id, step_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from quantum_orchestrator.blocks.errors import StateError, WorkspaceBusy
-from quantum_orchestrator.blocks.journal import INLINE_BYTES, EffectState, Journal, RunRecord, StepRecord
+from quantum_orchestrator.blocks.contents import INLINE_BYTES
+from quantum_orchestrator.blocks.database import Database
+from quantum_orchestrator.blocks.errors import StateError, UsageError, WorkspaceBusy
+from quantum_orchestrator.blocks.journal import EffectState, Journal, RunRecord, Sending, SendingState, StepRecord
 from quantum_orchestrator.blocks.tree import Change, Entry, Kind, file_entry
 
 RUN = RunRecord("r1", "set", "running", {}, {}, {}, 1.0)
@@ -65,10 +68,8 @@ def test_a_database_damaged_in_the_middle_is_a_clear_error_too(tmp_path: Path) -
     content = bytearray(path.read_bytes())
     content[8192:-4096] = b"\xff" * (len(content) - 8192 - 4096)
     path.write_bytes(content)
-    journal = Journal(tmp_path)
     with pytest.raises(StateError, match="cannot be read"):
-        contents_of(journal)
-    journal.close()
+        contents_of(Journal(tmp_path))
 
 
 def contents_of(journal: Journal) -> list[bytes]:
@@ -138,7 +139,7 @@ def test_a_disk_that_is_full_at_the_opening_is_to_be_freed(
 
     if isinstance(error, sqlite3.Error):
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
-    monkeypatch.setattr(Journal, "_prepare", full)
+    monkeypatch.setattr(Database, "_prepare", full)
     with pytest.raises(StateError) as raised:
         Journal(tmp_path)
     assert raised.value.hint == "free some disk space, and try again"
@@ -149,9 +150,10 @@ def test_a_name_that_is_not_utf_8_is_kept_as_it_is(journal: Journal) -> None:
     intend(journal, path, b"x")
     assert [effect.change.path for effect in journal.effects("r1")] == [path]
     link = Entry(Kind.LINK, 0o777, target=path)
-    journal.capture("r1", "s", [path], {path: link}, {}, {path: ("stamp", "sha")})
+    sha256 = file_entry(b"x", 0).sha256
+    journal.capture("r1", "s", [path], {path: link}, {}, {path: ("stamp", sha256)})
     assert journal.captured("r1") == {"s": ([path], {path: link})}
-    assert journal.known_digests() == {path: ("stamp", "sha")}
+    assert journal.known_digests() == {path: ("stamp", sha256)}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,206 @@ def test_a_run_is_found_by_the_beginning_of_its_id_if_that_is_enough(journal: Jo
     assert found is not None
     assert journal.run("2026") is None
     assert journal.run("%") is None
+
+
+def test_a_digest_is_known_only_while_its_content_is_stored(journal: Journal) -> None:
+    """A capture does not read a file whose digest is known."""
+    journal.capture("r1", "s", ["x"], {}, {}, {"x": ("stamp", file_entry(b"x", 0).sha256)})
+    assert journal.known_digests() == {}
+    intend(journal, "x", b"x")
+    assert journal.known_digests() == {"x": ("stamp", file_entry(b"x", 0).sha256)}
+
+
+def test_a_run_says_since_which_start_of_the_system_it_is_at_work(journal: Journal) -> None:
+    journal.begin(RUN)
+    found = journal.run("r1")
+    assert found is not None
+    assert found.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert (found.pid, found.told_crashed, found.predicted, found.pruned) == (os.getpid(), False, None, False)
+    journal.update("r1", boot_id="another", told_crashed=1, predicted=[{"path": "x"}])
+    found = journal.run("r1")
+    assert found is not None
+    assert (found.boot_id, found.told_crashed, found.predicted) == ("another", True, [{"path": "x"}])
+
+
+def test_a_run_is_found_by_its_flow_run(journal: Journal) -> None:
+    journal.begin(RUN)
+    assert journal.run_of_flow_run("f1") is None
+    journal.update("r1", flow_run_id="f1")
+    assert journal.run_of_flow_run("f1") == journal.run("r1")
+
+
+def test_a_run_that_comes_to_an_end_is_not_unfinished_and_may_be_again(journal: Journal) -> None:
+    journal.begin(RUN)
+    for status in ("paused", "committed", "needs_attention", "rolled_back"):
+        journal.update("r1", status=status)
+        assert (journal.unfinished() is not None) is (status in ("paused", "needs_attention"))
+    journal.require_sound()
+
+
+def test_decisions_are_forgotten_with_their_steps(journal: Journal) -> None:
+    assert journal.decide("r1", "a", approved=True, actor="ada")
+    assert not journal.decide("r1", "a", approved=False, actor="bob")
+    assert journal.decide("r1", "b", approved=False, actor="ada")
+    journal.forget_decisions("r1", ["a", "c"])
+    assert journal.decisions("r1") == {"b": False}
+
+
+# What cannot be taken back.
+
+
+def test_the_first_try_to_send_is_in_no_doubt_and_later_ones_have_its_key(journal: Journal) -> None:
+    first = journal.begin_sending("r1", "s", "key 1")
+    assert first == Sending("s", "key 1", SendingState.TRYING, in_doubt=False)
+    assert journal.begin_sending("r1", "s", "key 2") == Sending("s", "key 1", SendingState.TRYING, in_doubt=True)
+    journal.drop_sending("r1", "s")
+    assert journal.begin_sending("r1", "s", "key 3") == Sending("s", "key 1", SendingState.DROPPED, in_doubt=False)
+    assert journal.sendings("r1") == [Sending("s", "key 1", SendingState.TRYING, in_doubt=True)]
+
+
+def test_a_sending_is_sent_with_its_step(journal: Journal) -> None:
+    journal.begin_sending("r1", "s", "key")
+    journal.begin_sending("r1", "other", "key")
+    journal.record_step("r1", StepRecord("s", "git.push", "succeeded"), done=True)
+    assert [each.state for each in journal.sendings("r1")] == [SendingState.TRYING, SendingState.SENT]
+    journal.drop_sending("r1", "s")
+    for _ in range(2):
+        assert journal.begin_sending("r1", "s", "key").state is SendingState.SENT
+
+
+# Whether it can be trusted.
+
+
+def test_contents_can_be_checked_before_they_are_needed(journal: Journal) -> None:
+    contents = [b"small", os.urandom(INLINE_BYTES + 1)]
+    for content in contents:
+        intend(journal, "x", content)
+    digests = [file_entry(content, 0).sha256 for content in contents]
+    journal.check_contents(digests)
+    with pytest.raises(StateError, match="is not in the journal"):
+        journal.check_contents([*digests, "0" * 64])
+    next((journal.folder / "contents").rglob(digests[1])).unlink()
+    assert not journal.has_content(digests[1])
+    with pytest.raises(StateError, match=r"cannot be read: .*No such file"):
+        journal.check_contents(digests)
+    intend(journal, "y", contents[1])
+    journal.check_contents(digests)
+
+
+def test_verify_names_every_damage(journal: Journal) -> None:
+    large = os.urandom(INLINE_BYTES + 1)
+    entries = [file_entry(b"small", 0o644), file_entry(large, 0o644)]
+    contents = {entries[0].sha256: b"small", entries[1].sha256: large}
+    journal.intend("r1", "s", [Change(f"x{place}", entry, None) for place, entry in enumerate(entries)], contents.get)
+    assert journal.verify() == []
+    next((journal.folder / "contents").rglob(entries[1].sha256)).write_bytes(b"short")
+    journal.close()
+    with contextlib.closing(sqlite3.connect(journal.folder / "journal.db")) as database:
+        database.execute("DELETE FROM contents WHERE sha256 = ?", [entries[0].sha256])
+        database.commit()
+    with contextlib.closing(Journal(journal.folder)) as again:
+        assert sorted(again.verify()) == sorted(
+            [
+                f"the content {entries[0].sha256[:12]}… is not in the journal",
+                f"the content {entries[1].sha256[:12]}… is damaged",
+            ]
+        )
+
+
+# Growing no further.
+
+
+def changed_by(journal: Journal, run_id: str, content: bytes) -> None:
+    journal.begin(RunRecord(run_id, "set", "running", {}, {}, {}, 1.0))
+    before = file_entry(content, 0o644)
+    journal.intend(run_id, "s", [Change("x", before, None)], {before.sha256: content}.get)
+    journal.update(run_id, status="committed", report={"status": "committed"})
+
+
+def test_what_only_pruned_runs_need_is_swept_away(journal: Journal) -> None:
+    old, shared, new = (os.urandom(size) for size in (INLINE_BYTES + 1, 2_000_000, 5_000))
+    changed_by(journal, "r1", old)
+    changed_by(journal, "r2", shared)
+    changed_by(journal, "r3", shared)
+    changed_by(journal, "r4", new)
+    assert journal.sweep() == 0
+    before = journal.size()
+    journal.prune(["r1", "r2"])
+    assert journal.sweep() == len(old)
+    assert journal.size() <= before - len(old)
+    assert [path.name for path in (journal.folder / "contents").rglob("*") if path.is_file()] == [
+        file_entry(shared, 0).sha256
+    ]
+    journal.prune(["r3"])
+    assert journal.sweep() == len(shared)
+    assert journal.content(file_entry(new, 0).sha256) == new
+    assert journal.verify() == []
+    journal.require_sound()
+    changed_by(journal, "r5", old)
+    assert [effect.number for effect in journal.effects("r5")] == [5]
+    journal.prune(["r5"])
+    changed_by(journal, "r6", old)
+    assert [effect.number for effect in journal.effects("r6")] == [6]
+    journal.require_sound()
+
+
+def test_the_file_shrinks_when_much_of_it_is_empty(journal: Journal) -> None:
+    journal.begin(RUN)
+    for _ in range(60):
+        intend(journal, "x", os.urandom(INLINE_BYTES))
+    journal.update("r1", status="committed")
+    journal.prune(["r1"])
+    assert journal.sweep() == 60 * INLINE_BYTES
+    assert journal.size() < 10 * INLINE_BYTES
+
+
+def test_a_pruned_run_keeps_its_report_and_says_why_there_is_no_more(journal: Journal) -> None:
+    changed_by(journal, "r1", b"x")
+    journal.prune(["r1"])
+    found = journal.run("r1")
+    assert found is not None
+    assert (found.pruned, found.report) == (True, {"status": "committed"})
+    for step in (None, "s"):
+        with pytest.raises(UsageError, match="run r1: its before-images were removed by gc"):
+            journal.effects("r1", step)
+
+
+def test_a_run_that_has_not_ended_is_not_pruned(journal: Journal) -> None:
+    changed_by(journal, "r1", b"x")
+    journal.update("r1", status="needs_attention")
+    with pytest.raises(UsageError, match="run r1 is not finished"):
+        journal.prune(["r1"])
+    assert journal.effects("r1")
+
+
+def test_what_a_capture_names_is_not_swept_away(journal: Journal) -> None:
+    entry = file_entry(b"x", 0o644)
+    journal.capture("r1", "s", ["x"], {"x": entry}, {entry.sha256: b"x"}, {"x": ("stamp", entry.sha256)})
+    assert journal.sweep() == 0
+    journal.check_contents([entry.sha256])
+    journal.drop_capture("r1", "s")
+    assert journal.sweep() == 1
+    assert journal._rows("SELECT path FROM digests") == []
+
+
+def test_what_a_killed_process_left_is_swept_away(journal: Journal) -> None:
+    changed_by(journal, "r1", os.urandom(INLINE_BYTES + 1))
+    folder = journal.folder / "contents" / "ab"
+    folder.mkdir(exist_ok=True)
+    (folder / ".abcd.123").write_bytes(b"half")
+    (folder / ("ab" * 32)).write_bytes(b"a file without a row")
+    assert journal.sweep() == 24
+    assert journal.verify() == []
+
+
+def test_nothing_is_swept_from_a_damaged_journal(journal: Journal) -> None:
+    changed_by(journal, "r1", os.urandom(INLINE_BYTES + 1))
+    with contextlib.closing(sqlite3.connect(journal.folder / "journal.db")) as database:
+        database.execute("DELETE FROM effects")
+        database.commit()
+    with pytest.raises(StateError, match="0 rows of effects are there, and 1 should be"):
+        journal.sweep()
+    assert [path for path in (journal.folder / "contents").rglob("*") if path.is_file()]
 
 
 def test_many_threads_may_use_it_at_once(journal: Journal) -> None:
