@@ -1,14 +1,15 @@
 """Changes to a workspace shown as a git patch, as counts, and in colour.
 
 The invariant: `git apply` of the patch, in a folder that holds the files as they were, makes them what they became
-(contents, executable bit, symbolic links), and `git apply -R` takes them back. What git does not keep stands in
-comment lines that begin with `# ` and that git ignores: folders, permission bits other than the executable one, and
-whatever lies in a repository's own `.git`. Renames are shown as a deletion and a creation.
+(contents, names, executable bit, symbolic links), and `git apply -R` takes them back. What git does not keep stands in
+comment lines that begin with `# ` and that git ignores: folders that hold nothing, permission bits other than the
+executable one, and, at the end, what happened to a repository's own refs and files.
 
 Contents are looked up by digest, and only for files whose content differs. Additions and deletions are written
-without comparing anything, so that a patch of ten thousand new files costs little more than reading them.
+without comparing anything but what may be a rename, so that a patch of ten thousand new files costs little more than
+reading them.
 
-This module knows neither the disk nor git; the format is that of `git diff --full-index --binary --no-renames`.
+This module knows neither the disk nor git; the format is that of `git diff --full-index --binary --find-renames`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from quantum_orchestrator.blocks.tree import Change, Entry, Kind
+from quantum_orchestrator.blocks.ref_changes import HEAD, UNKNOWN, GitChanges, RefChange, git_changes
+from quantum_orchestrator.blocks.renames import Rename, find_renames, is_gits_own
+from quantum_orchestrator.blocks.tree import ROOT, Change, Entry, Kind, folders_above
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -39,13 +42,35 @@ COMPARISONS = 5_000_000
 """More candidate pairs of equal lines than this, and the differing region is shown as replaced whole."""
 
 
+MOST_REFS_TOLD = 20
+"""Of one repository; `git clone` may bring thousands."""
+MOST_FILES_TOLD = 10
+MOST_SUBJECT = 72
+"""Characters of a commit's subject."""
+
+
 @dataclass(frozen=True, slots=True)
 class DiffCounts:
-    """How much changed. Links and binary files count as files without lines; folders do not count."""
+    """How much changed, as git counts it: a renamed file is one, links and binary files have no lines, folders do not
+    count. Unlike in git, a file counts whose permissions alone have changed, whichever."""
 
     files: int = 0
     insertions: int = 0
     deletions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileCounts:
+    """How much of one file changed. `source` is its name before, if that was another; `sizes` are bytes before and
+    after, for contents that differ and are not both text; `before` and `after` are what was there."""
+
+    path: str
+    insertions: int = 0
+    deletions: int = 0
+    source: str | None = None
+    sizes: tuple[int, int] | None = None
+    before: Entry | None = None
+    after: Entry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +109,55 @@ class _Blob:
         return self.content.count(b"\n") + (not self.content.endswith(b"\n") if self.content else 0)
 
 
-def render(changes: Sequence[Change], content_of: ContentOf, *, context: int = 3) -> str:
+def render(
+    changes: Sequence[Change],
+    content_of: ContentOf,
+    *,
+    context: int = 3,
+    renames: Sequence[Rename] | None = None,
+    git: GitChanges | None = None,
+) -> str:
     """The changes as a git patch, with `context` unchanged lines around each hunk.
 
-    `content_of` gives a file's bytes by their SHA-256. Without a change that git can express the result has comment
-    lines at most, which `git apply` refuses as empty. Without context, git needs `--unidiff-zero`, and cannot always
-    tell which of several equal lines is meant. Encode the result as UTF-8.
+    `content_of` gives a file's bytes by their SHA-256; `renames` and `git` are found here unless they are given.
+    Without a change that git can express the result has comment lines at most, which `git apply` refuses as empty.
+    Without context, git needs `--unidiff-zero`, and cannot always tell which of several equal lines is meant. Encode
+    the result as UTF-8.
     """
-    return "".join(part for change in changes for part in _change(change, content_of, context))
+    hollow = _hollow_folders(changes)
+    parts: list[str] = []
+    for change, pairs in _paired(changes, find_renames(changes, content_of) if renames is None else renames):
+        parts += (f"# {line}\n" for line in (*_folder_remarks(change, hollow), *_mode_remarks(change)))
+        for pair in pairs:
+            parts += [part for stanza in pair.stanzas(content_of) for part in _stanza(pair, *stanza, context)]
+    parts += (f"# {line}\n" for line in _git_remarks(git_changes(changes, content_of) if git is None else git))
+    return "".join(parts)
 
 
-def statistics(changes: Sequence[Change], content_of: ContentOf) -> DiffCounts:
+def statistics(
+    changes: Sequence[Change], content_of: ContentOf, *, renames: Sequence[Rename] | None = None
+) -> DiffCounts:
     """How many files changed, and how many lines came and went, as `git diff --shortstat` would count them."""
-    files = insertions = deletions = 0
-    for change in changes:
-        if not _is_shown(change):
-            continue
-        files += 1
-        for before, after in _stanzas(change, content_of):
-            added, removed = _line_counts(before, after)
-            insertions += added
-            deletions += removed
-    return DiffCounts(files, insertions, deletions)
+    return summed(file_counts(changes, content_of, renames=renames))
+
+
+def summed(counts: Sequence[FileCounts]) -> DiffCounts:
+    """The counts of several files together."""
+    return DiffCounts(len(counts), sum(each.insertions for each in counts), sum(each.deletions for each in counts))
+
+
+def file_counts(
+    changes: Sequence[Change], content_of: ContentOf, *, renames: Sequence[Rename] | None = None
+) -> list[FileCounts]:
+    """The same for each file, in the order of the patch."""
+    found = find_renames(changes, content_of) if renames is None else renames
+    return [_counted(pair, content_of) for _, pairs in _paired(changes, found) for pair in pairs]
+
+
+def remarks(changes: Sequence[Change], git: GitChanges) -> list[str]:
+    """What neither a patch nor counts can tell: folders that hold nothing, special files, git's refs."""
+    hollow = _hollow_folders(changes)
+    return [*(line for change in changes for line in _folder_remarks(change, hollow)), *_git_remarks(git)]
 
 
 def styled(patch: str) -> Text:
@@ -120,7 +172,10 @@ def styled(patch: str) -> Text:
     return text
 
 
-_HEADERS = ("diff --git ", "--- ", "+++ ", "old mode ", "new mode ", "new file ", "deleted file ", "index ")
+_HEADERS = (
+    *("diff --git ", "--- ", "+++ ", "old mode ", "new mode ", "new file ", "deleted file ", "index "),
+    *("similarity index ", "rename from ", "rename to "),
+)
 _HUNK_STYLES = {"@": "cyan", "+": "green", "-": "red", "\\": "dim"}
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _VISIBLE = (
@@ -140,38 +195,57 @@ def _style(line: str, in_hunk: bool) -> str:
 # What a change consists of.
 
 
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two versions of one file, either of which may be absent. Only a rename has two names, and a similarity."""
+
+    old_path: str
+    path: str
+    before: Entry | None
+    after: Entry | None
+    similarity: int | None = None
+
+    def stanzas(self, content_of: ContentOf) -> Iterator[tuple[_Blob | None, _Blob | None]]:
+        """The pairs of blobs to show: one, or two where a file became a link or a link a file; none where only
+        permissions changed that git does not keep."""
+        before, after = self.before, self.after
+        if before and after and _identity(before) == _identity(after):  # nobody needs the content
+            if self.similarity is not None or _git_mode(before) != _git_mode(after):
+                yield _Blob(_git_mode(before), b""), _Blob(_git_mode(after), b"")
+            return
+        old, new = _blob(before, content_of), _blob(after, content_of)
+        if old and new and old.is_link != new.is_link:
+            yield old, None
+            yield None, new
+        else:
+            yield old, new
+
+
+def _paired(changes: Sequence[Change], renames: Sequence[Rename]) -> Iterator[tuple[Change, list[_Pair]]]:
+    """Each change with what git's patch tells of it: nothing, or one pair; a rename at the place of its new name."""
+    wanted = {rename.source for rename in renames}
+    sources = {change.path: change.before for change in changes if change.path in wanted}
+    by_destination = {rename.destination: rename for rename in renames}
+    for change in changes:
+        rename = by_destination.get(change.path)
+        if rename is not None:
+            before = sources[rename.source]
+            yield change, [_Pair(rename.source, change.path, before, change.after, rename.similarity)]
+        elif change.path not in sources and _is_shown(change):
+            yield change, [_Pair(change.path, change.path, change.before, change.after)]
+        else:
+            yield change, []
+
+
 def _is_shown(change: Change) -> bool:
-    """Whether git's patch can tell anything of it."""
-    sides = (change.before, change.after)
-    has_file = any(side is not None and side.kind in (Kind.FILE, Kind.LINK) for side in sides)
-    return has_file and change.before != change.after and not _is_repository(change.path)
+    """Whether a file or a link has changed in any way."""
+    has_file = any(side is not None and side.kind in (Kind.FILE, Kind.LINK) for side in (change.before, change.after))
+    return has_file and change.before != change.after and not is_gits_own(change.path)
 
 
-def _is_repository(path: str) -> bool:
-    """Git refuses patches of its own files, in any letter case."""
-    return ".git" in path.casefold().split("/")
-
-
-def _change(change: Change, content_of: ContentOf, context: int) -> Iterator[str]:
-    yield from _comments(change)
-    if _is_shown(change):
-        for before, after in _stanzas(change, content_of):
-            yield from _stanza(change.path, before, after, context)
-
-
-def _stanzas(change: Change, content_of: ContentOf) -> Iterator[tuple[_Blob | None, _Blob | None]]:
-    """The pairs of blobs that make up a change: one, or two where a file became a link or a link a file."""
-    before, after = change.before, change.after
-    if before and after and before.kind is after.kind and before.sha256 == after.sha256 and not before.target:
-        if _git_mode(before) != _git_mode(after):  # the content is the same: nobody needs it
-            yield _Blob(_git_mode(before), b""), _Blob(_git_mode(after), b"")
-        return
-    old, new = _blob(before, content_of), _blob(after, content_of)
-    if old and new and old.is_link != new.is_link:
-        yield old, None
-        yield None, new
-    elif old != new:
-        yield old, new
+def _identity(entry: Entry) -> tuple[Kind, str, str]:
+    """What a content is equal to another by."""
+    return entry.kind, entry.sha256, entry.target
 
 
 def _blob(entry: Entry | None, content_of: ContentOf) -> _Blob | None:
@@ -190,43 +264,95 @@ def _git_mode(entry: Entry) -> int:
 # What git does not keep.
 
 
-def _comments(change: Change) -> Iterator[str]:
-    path, before, after = _quoted(change.path), change.before, change.after
-    if _is_repository(change.path):
-        yield f"# {_verb(before, after)} {path}, which is git's own\n"
+def _hollow_folders(changes: Sequence[Change]) -> set[str]:
+    """The folders that came or went with nothing in them. Those with files in them are made by making the files."""
+    full_before = folders_above(change.path for change in changes if change.before is not None)
+    full_after = folders_above(change.path for change in changes if change.after is not None)
+    return {
+        change.path
+        for change in changes
+        if (_is_folder(change.before) and change.path not in full_before)
+        or (_is_folder(change.after) and change.path not in full_after)
+    }
+
+
+def _is_folder(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind is Kind.FOLDER
+
+
+def _folder_remarks(change: Change, hollow: set[str]) -> Iterator[str]:
+    if is_gits_own(change.path):
         return
-    for entry, verb in ((before, "deleted"), (after, "new")):
-        other = after if entry is before else before
-        if entry and entry.kind in (Kind.FOLDER, Kind.SPECIAL) and (other is None or other.kind is not entry.kind):
-            yield f"# {verb} {_noun(entry)} {path}\n"
-    if after and after.kind in (Kind.FILE, Kind.FOLDER):
-        yield from _mode_comment(path, before if before and before.kind is after.kind else None, after)
-
-
-def _verb(before: Entry | None, after: Entry | None) -> str:
-    return "new" if before is None else "deleted" if after is None else "changed"
+    before, after = change.before, change.after
+    for entry, other, verb in ((before, after, "removed"), (after, before, "made")):
+        if entry is None or (other is not None and other.kind is entry.kind):
+            continue
+        if entry.kind is Kind.SPECIAL or (entry.kind is Kind.FOLDER and change.path in hollow):
+            yield f"{_noun(entry)} {verb}: {quoted(change.path)}"
 
 
 def _noun(entry: Entry) -> str:
     return "folder" if entry.kind is Kind.FOLDER else "special file"
 
 
-def _mode_comment(path: str, before: Entry | None, after: Entry) -> Iterator[str]:
+def _mode_remarks(change: Change) -> Iterator[str]:
     """Permission bits, where a patch that knows 0644 and 0755 alone would leave others."""
+    before, after = change.before, change.after
+    if after is None or after.kind not in (Kind.FILE, Kind.FOLDER) or is_gits_own(change.path):
+        return
     told = {0o755} if after.kind is Kind.FOLDER else {0o644, 0o755}
-    if before is None and after.mode not in told:
-        yield f"# mode {after.mode:04o} of {path}\n"
-    elif before is not None and before.mode != after.mode and not {before.mode, after.mode} <= told:
-        yield f"# mode {before.mode:04o} -> {after.mode:04o} of {path}\n"
+    if before is None or before.kind is not after.kind:
+        if after.mode not in told:
+            yield f"mode {after.mode:04o} of {quoted(change.path)}"
+    elif before.mode != after.mode and not {before.mode, after.mode} <= told:
+        yield f"mode {before.mode:04o} -> {after.mode:04o} of {quoted(change.path)}"
+
+
+def _git_remarks(git: GitChanges) -> Iterator[str]:
+    for path in git.removed:
+        yield f"git: repository removed: {quoted(path)}"
+    for path in git.made:
+        head = next((ref.after for ref in git.refs if ref.repository == path and ref.name == HEAD), None)
+        yield f"git: repository made: {quoted(path)}{f' (HEAD at {_ref_value(head)})' if head else ''}"
+    for repository in dict.fromkeys(ref.repository for ref in git.refs):
+        told = [ref for ref in git.refs if ref.repository == repository and _is_told(ref, git)]
+        where = "" if repository == ROOT else f"{quoted(repository)}: "
+        yield from (f"git: {where}{_ref_remark(ref)}" for ref in told[:MOST_REFS_TOLD])
+        if len(told) > MOST_REFS_TOLD:
+            yield f"git: {where}and {len(told) - MOST_REFS_TOLD} more refs"
+    if git.files:
+        named, more = ", ".join(map(quoted, git.files[:MOST_FILES_TOLD])), len(git.files) - MOST_FILES_TOLD
+        yield f"git: changed: {named}{f' and {more} more' if more > 0 else ''}"
+
+
+def _is_told(ref: RefChange, git: GitChanges) -> bool:
+    """Of a repository that was made, what it has of its own."""
+    return ref.repository not in git.made or not (ref.name == HEAD or ref.name.startswith("refs/remotes/"))
+
+
+def _ref_remark(ref: RefChange) -> str:
+    name = quoted(ref.name)
+    if ref.after is None:
+        return f"{name} deleted, was {_ref_value(ref.before or UNKNOWN)}"
+    subject = "".join(each if each.isprintable() else "\ufffd" for each in ref.subject[:MOST_SUBJECT])
+    told = f'  "{subject}{"…" if len(ref.subject) > MOST_SUBJECT else ""}"' if subject else ""
+    if ref.before is None:
+        return f"{name} made at {_ref_value(ref.after)}{told}"
+    return f"{name} {_ref_value(ref.before)} → {_ref_value(ref.after)}{told}"
+
+
+def _ref_value(value: str) -> str:
+    """An id as git abbreviates it, or the name of another ref."""
+    return value[:7] if len(value) in (40, 64) and not set(value) - set("0123456789abcdef") else quoted(value)
 
 
 # One stanza of a patch.
 
 
-def _stanza(path: str, before: _Blob | None, after: _Blob | None, context: int) -> Iterator[str]:
-    old_name, new_name = _quoted(f"a/{path}"), _quoted(f"b/{path}")
+def _stanza(pair: _Pair, before: _Blob | None, after: _Blob | None, context: int) -> Iterator[str]:
+    old_name, new_name = quoted(f"a/{pair.old_path}"), quoted(f"b/{pair.path}")
     yield f"diff --git {old_name} {new_name}\n"
-    yield from _header(before, after)
+    yield from _header(before, after, pair)
     old_content, new_content = before.content if before else b"", after.content if after else b""
     if old_content == new_content:
         return
@@ -238,7 +364,7 @@ def _stanza(path: str, before: _Blob | None, after: _Blob | None, context: int) 
     yield from _hunks(before, after, context)
 
 
-def _header(before: _Blob | None, after: _Blob | None) -> Iterator[str]:
+def _header(before: _Blob | None, after: _Blob | None, pair: _Pair) -> Iterator[str]:
     if before is None and after is not None:
         yield f"new file mode {after.mode:o}\nindex {NO_BLOB}..{after.name}\n"
     elif after is None and before is not None:
@@ -246,6 +372,9 @@ def _header(before: _Blob | None, after: _Blob | None) -> Iterator[str]:
     elif before is not None and after is not None:
         if before.mode != after.mode:
             yield f"old mode {before.mode:o}\nnew mode {after.mode:o}\n"
+        if pair.similarity is not None:
+            yield f"similarity index {pair.similarity}%\n"
+            yield f"rename from {quoted(pair.old_path)}\nrename to {quoted(pair.path)}\n"
         if before.content != after.content:
             mode = f" {after.mode:o}" if before.mode == after.mode else ""
             yield f"index {before.name}..{after.name}{mode}\n"
@@ -313,7 +442,7 @@ def _length_letter(length: int) -> str:
 _ESCAPES = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\\\\"}
 
 
-def _quoted(path: str) -> str:
+def quoted(path: str) -> str:
     """A path as git prints it: in quotes and with octal escapes when it holds anything but plain ASCII."""
     if path.isascii() and path.isprintable() and '"' not in path and "\\" not in path:
         return path
@@ -363,6 +492,18 @@ def _pairs(old: Sequence[str], new: Sequence[str]) -> int:
     counts = Counter(new)
     most = len(new) // 100 + 1 if len(new) >= 200 else len(new)
     return sum(counts[line] for line in old if counts[line] <= most)
+
+
+def _counted(pair: _Pair, content_of: ContentOf) -> FileCounts:
+    added = removed = 0
+    sizes = None
+    for before, after in pair.stanzas(content_of):
+        more, less = _line_counts(before, after)
+        added, removed = added + more, removed + less
+        if not _both_text(before, after):
+            sizes = (len(before.content) if before else 0, len(after.content) if after else 0)
+    source = None if pair.similarity is None else pair.old_path
+    return FileCounts(pair.path, added, removed, source, sizes, pair.before, pair.after)
 
 
 def _line_counts(before: _Blob | None, after: _Blob | None) -> tuple[int, int]:

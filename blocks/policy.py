@@ -4,6 +4,9 @@
     [http]      hosts = []                        # loopback and other private hosts that http.request may reach
     [snapshot]  exclude = ["__pycache__", ...]    # names of folders that no snapshot and no diff looks into
     [sandbox]   require = 0                       # scripts below this level are refused
+    [journal]   keep_days = 90                    # for how long a run that has ended can be undone,
+                keep_runs = 500                   # for how many of them,
+                max_size_mb = 2048                # and how much all that may take (MiB), which goes before the others
 
 What is left out keeps its default; a name that does not exist is an error, never ignored, as a misspelt restriction
 would allow what it was written to forbid. This module does not know where the file lies: the caller does.
@@ -22,6 +25,8 @@ from quantum_orchestrator.blocks.errors import InvalidInput
 GIT_PROTOCOLS = ("https", "ssh", "http", "git", "file")
 """Protocols that may be allowed. Others are helper programs that a URL names (`ext::sh -c …`), and never are."""
 HIGHEST_LEVEL = 4
+MOST = 10**9
+"""Enough to mean "without a limit"; more overflows clocks and columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,9 @@ class Policy:
         "node_modules",
     )
     sandbox_require: int = 0
+    journal_keep_days: int = 90
+    journal_keep_runs: int = 500
+    journal_max_size_mb: int = 2048
 
     @classmethod
     def load(cls, path: Path | None) -> Policy:
@@ -85,6 +93,11 @@ class _Reader:
             http_hosts=self._names("[http] hosts", values.get("http_hosts", default.http_hosts)),
             snapshot_exclude=self._folders(values.get("snapshot_exclude", default.snapshot_exclude)),
             sandbox_require=self._level(values.get("sandbox_require", default.sandbox_require)),
+            journal_keep_days=self._number("keep_days", values.get("journal_keep_days", default.journal_keep_days)),
+            journal_keep_runs=self._number("keep_runs", values.get("journal_keep_runs", default.journal_keep_runs)),
+            journal_max_size_mb=self._number(
+                "max_size_mb", values.get("journal_max_size_mb", default.journal_max_size_mb)
+            ),
         )
 
     def _protocols(self, value: object) -> tuple[str, ...]:
@@ -103,6 +116,11 @@ class _Reader:
     def _level(self, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= HIGHEST_LEVEL:
             raise self._wrong("[sandbox] require", f"a level from 0 to {HIGHEST_LEVEL}", value)
+        return value
+
+    def _number(self, key: str, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise self._wrong(f"[journal] {key}", f"a whole number from 0 to {MOST}", value)
         return value
 
     def _names(self, place: str, value: object) -> tuple[str, ...]:
