@@ -322,7 +322,7 @@ class Add(Operation[AddParameters, AddOutputs]):
     def effects(self, parameters: AddParameters) -> Effects:
         """Reads its paths, writes the repository."""
         paths = tuple(Access(path, subtree=True) for path in parameters.paths)
-        return Effects(reads=(*paths, GIT_FOLDER), writes=(GIT_FOLDER,), predictable=False)
+        return Effects(reads=(*paths, GIT_FOLDER), writes=(GIT_FOLDER,), predictable=False, keeps_objects=True)
 
     def run(self, parameters: AddParameters, context: Context) -> AddOutputs:
         """Raises OperationError for paths that neither exist nor are tracked, and for ignored ones."""
@@ -387,7 +387,7 @@ class Commit(Operation[CommitParameters, MadeCommitOutputs]):
     def effects(self, parameters: CommitParameters) -> Effects:
         """Writes the repository; reads everything with `all`."""
         reads = EVERYTHING if parameters.all else GIT_FOLDER
-        return Effects(reads=(reads,), writes=(GIT_FOLDER,), predictable=False)
+        return Effects(reads=(reads,), writes=(GIT_FOLDER,), predictable=False, keeps_objects=True)
 
     def run(self, parameters: CommitParameters, context: Context) -> MadeCommitOutputs:
         """Raises OperationError when nothing has changed, without an identity, or with an unfinished conflict."""

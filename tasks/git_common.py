@@ -10,8 +10,8 @@ GIT_FOLDER = Access(".git", subtree=True)
 """The repository itself, as one thing that is read or written."""
 
 READS_ALL = Effects(reads=(EVERYTHING,), predictable=False)
-WRITES_GIT = Effects(reads=(GIT_FOLDER,), writes=(GIT_FOLDER,), predictable=False)
-WRITES_ALL = Effects(reads=(EVERYTHING,), writes=(EVERYTHING,), predictable=False)
+WRITES_GIT = Effects(reads=(GIT_FOLDER,), writes=(GIT_FOLDER,), predictable=False, keeps_objects=True)
+WRITES_ALL = Effects(reads=(EVERYTHING,), writes=(EVERYTHING,), predictable=False, keeps_objects=True)
 
 PLAIN_DIFF = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--ignore-submodules=dirty")
 """Options of git diff that no configuration changes."""

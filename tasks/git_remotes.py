@@ -7,8 +7,8 @@ has succeeded. Credentials in URLs never reach a message or an output.
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from quantum_orchestrator.blocks.git_names import (
     without_credentials,
 )
 from quantum_orchestrator.blocks.paths import check_path, shown
-from quantum_orchestrator.blocks.repository import Answer, Commands, Repository
+from quantum_orchestrator.blocks.repository import Commands, Repository
 from quantum_orchestrator.tasks.git_common import GIT_FOLDER, WRITES_GIT, commands_of, repository_of
 from quantum_orchestrator.tasks.operation import (
     Access,
@@ -80,13 +80,19 @@ class PushOutputs(Outputs):
 
 @operation("git.push")
 class Push(Operation[RemoteParameters, PushOutputs]):
-    """Take commits to a remote: the current branch, or what `refspec` says. It cannot be undone."""
+    """Take commits to a remote: the current branch, or what `refspec` says.
+
+    It cannot be undone, so that it waits until everything else has succeeded. After a crash it looks first whether it
+    had got through. Forcing (`+`) overwrites what is there at that moment, and nothing that comes meanwhile.
+    """
 
     example: ClassVar[Mapping[str, Any]] = {"remote": "origin", "refspec": "main"}
 
     def effects(self, parameters: RemoteParameters) -> Effects:
         """Writes the repository (what it knows of the remote), and acts outside of the workspace."""
-        return Effects(reads=(GIT_FOLDER,), writes=(GIT_FOLDER,), predictable=False, irreversible=True)
+        return Effects(
+            reads=(GIT_FOLDER,), writes=(GIT_FOLDER,), predictable=False, keeps_objects=True, irreversible=True
+        )
 
     def run(self, parameters: RemoteParameters, context: Context) -> PushOutputs:
         """Raises OperationError when the remote cannot be reached or rejects it, PolicyRefused for its protocol."""
@@ -96,10 +102,23 @@ class Push(Operation[RemoteParameters, PushOutputs]):
             if commands.branch() is None:
                 raise OperationError("no branch is checked out to push", hint="say what to push in `refspec`")
             refspecs = ["HEAD"]
-        options = ("--porcelain", "--no-verify", "--no-signed", "--no-recurse-submodules", "--no-follow-tags")
-        program = "--receive-pack=git-receive-pack"
-        answer = commands.run("push", *options, program, "--", remote, *refspecs, remote=True)
-        return PushOutputs(remote=without_credentials(remote), updated=_pushed(answer))
+        forced = any(each.startswith("+") for each in refspecs)
+        leases: list[str] = []
+        if forced or context.in_doubt:
+            planned = _push(commands, remote, refspecs, "--dry-run")
+            if context.in_doubt and all(row.flag == "=" for row in planned):  # it had got through
+                rows = _push(commands, remote, refspecs)  # nothing changes there, but what is known here of it
+                return PushOutputs(remote=without_credentials(remote), updated=[row.there for row in rows])
+            leases = _leases(commands, remote, planned, in_doubt=context.in_doubt)
+        if leases:
+            refspecs = [each.removeprefix("+") for each in refspecs]  # which would beat the lease
+        rows = _push(commands, remote, refspecs, *leases)
+        refused = [row for row in rows if row.flag == "!"]
+        if refused:
+            if len(refused) == len(rows):
+                context.not_sent()
+            raise _rejected(remote, refused)
+        return PushOutputs(remote=without_credentials(remote), updated=[row.there for row in rows if row.flag != "="])
 
 
 def _checked(parameters: RemoteParameters) -> tuple[str, list[str]]:
@@ -112,10 +131,56 @@ def _refs(commands: Commands) -> dict[str, str]:
     return {name: commit for name, _, commit in (line.partition(" ") for line in lines)}
 
 
-def _pushed(answer: Answer) -> list[str]:
-    """Format: git-push(1), OUTPUT, --porcelain: a flag (= is no change), the refs, a summary, with tabs between."""
-    rows = [line.split("\t") for line in answer.text.splitlines()]
-    return [row[1].rpartition(":")[2] for row in rows if len(row) == 3 and row[0] != "="]
+class _Row(NamedTuple):
+    """One ref of a push. Format: git-push(1), OUTPUT, --porcelain.
+
+    `flag` is = for no change, + for forced, ! for rejected.
+    """
+
+    flag: str
+    there: str
+    summary: str
+
+
+def _push(commands: Commands, remote: str, refspecs: Sequence[str], *more: str) -> list[_Row]:
+    options = ["--porcelain", "--no-verify", "--no-signed", "--no-recurse-submodules", "--no-follow-tags", *more]
+    if any("*" in each for each in refspecs):
+        options.append("--atomic")
+    program = "--receive-pack=git-receive-pack"
+    answer = commands.run("push", *options, program, "--", remote, *refspecs, accept=(0, 1), remote=True)
+    fields = [line.split("\t") for line in answer.text.splitlines()]
+    rows = [_Row(row[0], row[1].rpartition(":")[2], row[2]) for row in fields if len(row) == 3]
+    if answer.exit_code != 0 and not any(row.flag == "!" for row in rows):
+        raise OperationError(
+            f"git push: {answer.stderr.strip()}", hint="see that the remote is there and can be written"
+        )
+    return rows
+
+
+def _rejected(remote: str, rows: Sequence[_Row]) -> OperationError:
+    reasons = "; ".join(f"{row.there}: {row.summary}" for row in rows)
+    return OperationError(
+        f"git push: {without_credentials(remote)} did not take {reasons}",
+        hint="fetch and merge what is there first" if "fetch first" in reasons or "non-fast" in reasons else "",
+    )
+
+
+def _leases(commands: Commands, remote: str, planned: Sequence[_Row], *, in_doubt: bool) -> list[str]:
+    """Options by which a ref is overwritten only while it is as it was just now.
+
+    Raises OperationError if it may be somebody's answer to an earlier try of this very push.
+    """
+    forced = [row.there for row in planned if row.flag == "+"]
+    if not forced:
+        return []
+    if in_doubt:
+        raise OperationError(
+            f"an earlier try of this push may have got through, and {', '.join(forced)} has another commit there now",
+            hint="look at what is there, and force it by hand if it is not somebody's work",
+        )
+    lines = commands.run("ls-remote", "--", remote, *forced, remote=True).text.splitlines()
+    there = {name: commit for commit, _, name in (line.partition("\t") for line in lines)}
+    return [f"--force-with-lease={name}:{there.get(name, '')}" for name in forced]
 
 
 class CloneParameters(Parameters):

@@ -124,6 +124,8 @@ class Effects:
     """`run` works on the overlay alone: planning it gives exactly what running it does."""
     barrier: bool = False
     """Nothing may be moved across it, not even what touches other paths."""
+    keeps_objects: bool = False
+    """It may write to a git repository, but never takes an object away: the objects need not be kept to undo it."""
     irreversible: bool = False
     """It acts outside the workspace and cannot be undone: it waits until everything else has succeeded."""
 
@@ -185,6 +187,12 @@ class Context:
     cancel: CancelToken = field(default_factory=CancelToken)
     log: Callable[[str], None] = lambda _line: None
     """Writes one line to the run's log."""
+    idempotency_key: str = ""
+    """For what acts outside of the workspace: the same in every try of this step, so that the other side can tell."""
+    in_doubt: bool = False
+    """An earlier try of what acts outside may have got through: its process died, or its connection broke."""
+    not_sent: Callable[[], None] = lambda: None
+    """To be called when it is certain that this try, although it failed, has changed nothing outside."""
     root: Path | None = None
     policy: Policy | None = None
     processes: Processes | None = None

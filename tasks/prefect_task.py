@@ -3,19 +3,24 @@
 The task's function is asynchronous and runs in the flow's own loop; the operation itself runs in a thread of the
 engine. Retries, their delays and the time-out are Prefect's. Results are JSON that carries no classes: no pickle is
 ever read. The cache key is ours (run, step, parameters): Prefect's default would mix up equal inputs of two steps.
+
+What is undone is shown as tasks as well, but by no means done by Prefect: `undo_in_task` sees to it that the work is
+done once whatever becomes of the task run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
-from prefect import Task
-from prefect.cache_policies import CachePolicy
+from prefect import Task, get_run_logger
+from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture
@@ -25,6 +30,11 @@ from prefect.states import Cancelled, Completed
 from quantum_orchestrator.blocks.errors import Interrupted
 
 Attempt = Callable[[], Awaitable[Mapping[str, Any]]]
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+SHOWN_PATHS = 1_000
+"""So many paths are in the result of what was undone; Prefect reads and sends results as a whole."""
 
 
 def encode_failure(value: Any) -> Any:
@@ -74,7 +84,7 @@ class TaskOptions:
     timeout: float | None = None
     tags: Sequence[str] = ()
     reuse: bool = False
-    """The journal holds the step's outputs: Prefect may take its own result instead of running it."""
+    """The journal holds the step's outputs: the attempt only gives them again, and the task run is Cached."""
 
 
 class Ended(PrefectFuture[None]):
@@ -118,9 +128,12 @@ async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended
 
     async def step() -> Any:
         try:
-            return await attempt()
+            outputs = await attempt()
         except Interrupted:
             return Cancelled(message="the run was interrupted")
+        if options.reuse:  # Prefect has lost its result, or has it in another place: the journal decides
+            return Completed(name="Cached", message="done before, says the run's journal", data=outputs)
+        return outputs
 
     delays = options.retry_delays if isinstance(options.retry_delays, int | float) else list(options.retry_delays)
     task: Task[[], Any] = Task(
@@ -139,3 +152,78 @@ async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended
     )
     running = task(return_state=True, wait_for=list(after))
     return await cast("Awaitable[State[Any]]", running)  # the task is asynchronous
+
+
+class Once(Generic[T]):
+    """Work that is done once, however many ask for it and whatever becomes of those who wait."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self._work = work
+        self._at_work: asyncio.Future[T] | None = None
+        self.begun = asyncio.Event()
+
+    async def __call__(self) -> T:
+        """What the work gives; raises what it raises."""
+        if self._at_work is None:
+            self._at_work = asyncio.ensure_future(self._work())
+            self.begun.set()
+        return await asyncio.shield(self._at_work)
+
+
+async def done_and_shown(once: Once[T], show: Callable[[], Coroutine[Any, Any, object]], patience: float) -> T:
+    """Do the work inside of what shows it, or without it: what goes wrong with the showing is logged, and no obstacle.
+
+    `show` is to call `once`. It has `patience` seconds to come to that, and as many to end after the work has.
+    """
+    showing = asyncio.create_task(show())
+    begun = asyncio.create_task(once.begun.wait())
+    try:
+        await asyncio.wait([showing, begun], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        return await once()
+    except asyncio.CancelledError:
+        patience = 0.0  # whoever ends it does not wait for it to be told
+        raise
+    finally:
+        await asyncio.wait([showing], timeout=patience)
+        begun.cancel()
+        showing.cancel()
+        problem, _ = await asyncio.gather(showing, begun, return_exceptions=True)
+        if isinstance(problem, BaseException):
+            _log.warning("this was undone, and Prefect does not show it: %s: %s", type(problem).__name__, problem)
+
+
+async def undo_in_task(
+    name: str, once: Once[Sequence[str]], tell: Callable[[Sequence[str]], Awaitable[None]] | None = None
+) -> State[Any]:
+    """Show some undoing as a task run of this name; its log, its result and its state say what was put back.
+
+    `tell` is called in the task run as well, so that an artifact becomes the task run's.
+    """
+
+    async def undo() -> State[Any]:
+        restored = await once()
+        words = restored_in_words(restored)
+        get_run_logger().info(words)
+        if tell is not None:
+            await tell(restored)
+        return Completed(message=words, data={"count": len(restored), "restored": list(restored[:SHOWN_PATHS])})
+
+    task: Task[[], Any] = Task(
+        undo,
+        name=name.rpartition("/")[2],
+        task_run_name=lambda: name,
+        retries=0,
+        persist_result=True,
+        result_serializer=RESULTS,
+        cache_policy=NO_CACHE,
+    )
+    return await cast("Awaitable[State[Any]]", task(return_state=True))  # the task is asynchronous
+
+
+def restored_in_words(restored: Sequence[str], shown: int = 20) -> str:
+    """What was put back, in a line."""
+    if not restored:
+        return "nothing to put back"
+    paths = "1 path" if len(restored) == 1 else f"{len(restored)} paths"
+    more = f" and {len(restored) - shown} more" if len(restored) > shown else ""
+    return f"put back {paths}: {', '.join(restored[:shown])}{more}"

@@ -31,6 +31,8 @@ from quantum_orchestrator.tasks.operation import (
     operation,
 )
 
+IDEMPOTENCY_KEY = "QO_IDEMPOTENCY_KEY"
+IN_DOUBT = "QO_IN_DOUBT"
 _LINES_SHOWN = 10
 _BYTES_SHOWN = 2000
 
@@ -72,6 +74,9 @@ class RunOutputs(Outputs):
     stderr: str = Field(description="Standard error, likewise.")
     truncated: bool = Field(default=False, description="Whether it wrote more than is kept (10 MiB of each).")
     changed: list[str] = Field(default=[], description="Paths that it made, changed or deleted.")
+    excluded: list[str] = Field(
+        default=[], description="Caches that it touched and that snapshots exclude: they are not undone."
+    )
 
 
 @operation("script.run")
@@ -80,7 +85,8 @@ class Run(Operation[RunParameters, RunOutputs]):
 
     It and every process that it starts have ended when the step ends, also by `timeout`. It gets the caller's PATH,
     HOME, LANG, TERM, TMPDIR and USER, the set's `env`, the secrets that the step names, its own `env`, and no more.
-    Limits: 512 processes (counted for the user; root has none), 1 GiB a file, no core files.
+    Limits: 512 processes (counted for the user; root has none), 1 GiB a file, no core files. With `network` it gets
+    QO_IDEMPOTENCY_KEY, the same in every try, and QO_IN_DOUBT=1 where an earlier try may have got through.
     """
 
     example: ClassVar[Mapping[str, Any]] = {"argv": ["sh", "-c", "echo hello > greeting.txt"]}
@@ -97,7 +103,7 @@ class Run(Operation[RunParameters, RunOutputs]):
         completed = processes.run(
             parameters.argv or ["sh", "-c", parameters.shell or ""],
             cwd=cwd,
-            env={**context.env, **parameters.env},
+            env={**context.env, **_sending(parameters, context), **parameters.env},
             stdin=None if parameters.stdin is None else parameters.stdin.encode(errors="replace"),
             timeout=context.timeout,
             cancel=context.cancel,
@@ -112,6 +118,13 @@ class Run(Operation[RunParameters, RunOutputs]):
             stderr=completed.stderr.decode(errors="replace"),
             truncated=completed.truncated,
         )
+
+
+def _sending(parameters: RunParameters, context: Context) -> dict[str, str]:
+    """What a script that acts on other machines needs to know to do it once."""
+    if not parameters.network or not context.idempotency_key:
+        return {}
+    return {IDEMPOTENCY_KEY: context.idempotency_key} | ({IN_DOUBT: "1"} if context.in_doubt else {})
 
 
 def _checked_folder(root: Path, path: str) -> Path:

@@ -14,6 +14,16 @@ for _name in [name for name in os.environ if name.startswith(("PREFECT_", "QO_",
     del os.environ[_name]
 
 
+MOST_WORKERS = 4
+"""Each has a Prefect server of its own, which takes some 250 MB."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Several for the whole suite; none for what the command line names, as one process starts faster."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    return 0 if named else min(os.cpu_count() or 1, MOST_WORKERS)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home with a git identity, and a state folder in it."""

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -188,6 +188,9 @@ def differences(before: State, after: State) -> dict[str, tuple[Kind, int, str] 
 class PlainRunner:
     """Calls the attempt, once: what Prefect makes of it is tested where Prefect is."""
 
+    async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
+        return await work()
+
     async def run(self, step: Any, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
         return await attempt()
 
@@ -226,7 +229,7 @@ class Bench:
         settings = RunSettings(parallel=2, on_failure=document.on_failure, approve=True)
         run = Run(record, document, self.workspace, settings, policy=self.policy, runner=PlainRunner())
         outcome = await run.execute()
-        self.outputs = {name: result.outputs or {} for name, result in run.results.items()}
+        self.outputs = {name: result.outputs or {} for name, result in run.books.results.items()}
         return outcome
 
     def close(self) -> None:
