@@ -1,106 +1,181 @@
-"""Kill runs at every point, and print what was found: `./run python -m tests.crash [--every N] [--only TEXT]`.
+"""Break runs in every way there is, and print what was found.
 
-Prints figures, and as JSON with `--json`; exits with 1 if a promise was broken.
+./run python -m tests.crash [--every N] [--only TEXT]    at every point, or every N-th; and the controls
+./run python -m tests.crash --random N [--seed S]        N sets of 50 mixed instructions, at random moments
+
+Prints figures, or all that was found as JSON with `--json`. Exits with 1 if a promise was broken, or if a control was
+not caught: then the cases could not have found what they look for.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import itertools
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tests.crash.cases import Bench, Violation, in_child, points_of, recover, run_set
-from tests.crash.points import kill_at
-from tests.crash.scenarios import SCENARIOS, Scenario
+from tests.crash.cases import prepare_forks
+from tests.crash.controls import CONTROLS
+from tests.crash.mixed import trial
+from tests.crash.orphans import orphaned_git
+from tests.crash.power import Cuts, can_cut
+from tests.crash.scenarios import POWER, SCENARIOS
+from tests.crash.sweep import Found, sweep
 
-
-def kills(bench: Bench, every: int) -> Iterator[tuple[str, str, str | None]]:
-    """The cases of a scenario: each point both ways, and kills during recovery from some of them."""
-    for point in bench.points[::every]:
-        yield point, "rollback", None
-        yield point, "resume", None
-    middle = bench.points[len(bench.points) // 2]
-    for way in ("rollback", "resume"):
-        for again in recovery_points(bench, middle, way)[:: 3 * every]:
-            yield middle, way, again
+LENGTH = 50
+"""Instructions of a mixed set."""
+WORKERS = 2
+Work = TypeVar("Work")
 
 
-def faults(bench: Bench, every: int) -> Iterator[tuple[str, int]]:
-    """Errors of the system at every writing call, each in its turn."""
-    errors = itertools.cycle((errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EACCES))
-    before = [point for point in bench.points if point.endswith("before") and not point.startswith("begin")]
-    yield from zip(before[:: 2 * every], errors, strict=False)
+@dataclass(frozen=True)
+class Caught:
+    """What became of a control. `by` is what its first case has found; None if nothing."""
+
+    barrier: str
+    by: str | None
+    seconds: float
 
 
-def recovery_points(bench: Bench, point: str, way: str) -> list[str]:
-    """The points that a recovery reaches after a kill at the point."""
-    with bench.workspace() as root:
-        in_child(lambda: run_set(root, bench.scenario), kill_at(point))
-        return points_of(lambda: recover(root, bench.scenario, way))
+def orphans(folder: Path) -> Found:
+    """Git commands that outlive their engine."""
+    found = Found("git outlives its engine")
+    found.add("orphans", orphaned_git(folder))
+    return found
 
 
-def examine(work: tuple[Scenario, str, int]) -> dict[str, Any]:
-    """All cases of one scenario."""
-    scenario, folder, every = work
+def cuts(folder: Path, every: int) -> Found:
+    """Power cuts."""
+    trials = Cuts(POWER, folder)
+    found = Found("power cut", points=len(trials.bench.points))
+    found.add("power cuts", trials.at_the_end())
+    for point in trials.bench.points[:: 3 * every]:
+        found.add("power cuts", trials.at(point))
+    return found
+
+
+def mixed(seed: int, folder: Path) -> Found:
+    """One random kill."""
+    found = Found(f"mixed {seed}")
+    found.add("random kills", trial(seed, folder, LENGTH))
+    return found
+
+
+def control(number: int, folder: Path) -> Caught:
+    """One control."""
     started = time.monotonic()
-    bench = Bench(scenario, Path(folder) / str(os.getpid()) / scenario.name.replace("/", "_").replace(" ", "_"))
-    every = every if every == 1 else every * scenario.stride
-    violations: list[Violation] = []
-    count = 0
-    for point, way, again in kills(bench, every):
-        count += 1
-        violations += bench.case(point, way, again)
-    for point, number in faults(bench, every):
-        count += 1
-        violations += bench.fault(point, number)
+    chosen = CONTROLS[number]
+    by = chosen.caught_by(folder)
+    return Caught(chosen.barrier, by, round(time.monotonic() - started, 1))
+
+
+Job = partial[Any]
+
+
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """What is to be done; each is given a folder."""
+    if options.random:
+        yield from (partial(mixed, seed) for seed in range(options.seed, options.seed + options.random))
+        return
+    if not options.only:
+        yield from (partial(control, number) for number, each in enumerate(CONTROLS) if each.is_possible())
+        yield partial(orphans)
+        if can_cut():
+            yield partial(cuts, every=options.every)
+    chosen = [each for each in SCENARIOS if options.only in each.name]
+    yield from (partial(sweep, each, every=options.every) for each in chosen)
+
+
+def perform(work: tuple[int, Job, str]) -> Found | Caught:
+    """One job, in a process that may do several, one after the other."""
+    number, job, folder = work
+    started = time.monotonic()
+    found: Found | Caught = job(folder=Path(folder) / str(number))
+    if isinstance(found, Found):
+        found.seconds = round(time.monotonic() - started, 1)
+    return found
+
+
+def line_of(found: Found | Caught) -> str:
+    """One line of the table."""
+    if isinstance(found, Caught):
+        return f"control: without {found.barrier!r}: {'caught' if found.by else 'NOT CAUGHT'} ({found.seconds} s)"
+    cases, broken = sum(found.cases.values()), len(found.violations)
+    return f"{found.name:<60} {found.points:>4} points {cases:>5} cases {broken:>4} violations {found.seconds:>6} s"
+
+
+def total(found: list[Found], caught: list[Caught]) -> dict[str, Any]:
+    """The figures of all together."""
+    kinds: dict[str, int] = {}
+    for each in found:
+        for kind, count in each.cases.items():
+            kinds[kind] = kinds.get(kind, 0) + count
     return {
-        "scenario": scenario.name,
-        "points": len(bench.points),
-        "cases": count,
-        "violations": [asdict(each) for each in violations],
-        "seconds": round(time.monotonic() - started, 1),
+        "points": sum(each.points for each in found),
+        "cases": sum(kinds.values()),
+        "kinds": kinds,
+        "violations": [{"case": each.case, "what": each.what} for all_of in found for each in all_of.violations],
+        "controls": {each.barrier: each.by for each in caught},
+        "caught": sum(each.by is not None for each in caught),
     }
 
 
+def show(figures: dict[str, Any]) -> None:
+    """Print the figures for people."""
+    for violation in figures["violations"][:20]:
+        print(f"VIOLATION {violation['case']}\n    {violation['what'][:500]}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in figures["kinds"].items())
+    print(f"{figures['points']} points, {figures['cases']} cases ({kinds}), {len(figures['violations'])} violations")
+    if figures["controls"]:
+        left_out = len(CONTROLS) - len(figures["controls"])
+        note = f"; {left_out} left out, which need root and loop devices" if left_out else ""
+        print(f"{figures['caught']} of {len(figures['controls'])} controls caught{note}")
+
+
+def found_by(work: Iterable[Job], *, tell: bool) -> Iterator[Found | Caught]:
+    """Do it all in a few processes at once."""
+    place = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    prepare_forks()
+    with (
+        tempfile.TemporaryDirectory(dir=place, prefix="qo-crash-") as folder,
+        multiprocessing.get_context("fork").Pool(WORKERS, initializer=prepare_forks) as pool,
+    ):
+        for each in pool.imap(perform, [(number, job, folder) for number, job in enumerate(work)]):
+            if tell:
+                print(line_of(each), flush=True)
+            yield each
+        pool.close()
+        pool.join()
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.crash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--every", type=int, default=1, help="take every N-th point only")
-    parser.add_argument("--only", default="", help="scenarios whose name holds this text")
+    parser.add_argument("--only", default="", help="scenarios whose name holds this text, and nothing else")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="N random kills, and nothing else")
+    parser.add_argument("--seed", type=int, default=0, help="of the first random set")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    chosen = [scenario for scenario in SCENARIOS if options.only in scenario.name]
-    place = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=place, prefix="qo-crash-") as folder:
-        work = [(scenario, folder, options.every) for scenario in chosen]
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            found = []
-            for each in pool.imap(examine, work):
-                found.append(each)
-                if not options.json:
-                    print(
-                        f"{each['scenario']:<60} {each['points']:>4} points {each['cases']:>5} cases "
-                        f"{len(each['violations']):>4} violations {each['seconds']:>6} s",
-                        flush=True,
-                    )
-    total = {name: sum(each[name] for each in found) for name in ("points", "cases")}
-    violations = [violation for each in found for violation in each["violations"]]
+    started = time.monotonic()
+    everything = list(found_by(jobs(options), tell=not options.json))
+    found = [each for each in everything if isinstance(each, Found)]
+    figures = total(found, [each for each in everything if isinstance(each, Caught)])
     if options.json:
-        print(json.dumps({**total, "violations": violations, "scenarios": found}))
+        print(json.dumps({**figures, "scenarios": [each.as_json() for each in found]}))
     else:
-        for violation in violations[:20]:
-            print(f"VIOLATION {violation['case']}\n    {violation['what'][:500]}")
-        print(f"{total['points']} points, {total['cases']} cases, {len(violations)} violations")
-    return 1 if violations else 0
+        show(figures)
+        print(f"{time.monotonic() - started:.0f} s")
+    return 1 if figures["violations"] or figures["caught"] < len(figures["controls"]) else 0
 
 
 if __name__ == "__main__":

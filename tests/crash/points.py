@@ -1,8 +1,9 @@
 """Named points at which a process can be killed: before and after every call that changes a disk or a journal.
 
-Nothing in the product knows of them. `watch` replaces the functions of `os` and the database's connection by ones that
-count; a point's name is the function, the order of its call and the side, as in `rename 3 before`. What is given to
-`watch` decides at each point: note it, kill the process, or raise an error in the call's place.
+Nothing in the product knows of them. `watch` replaces the functions of `os`, the folder's `syncfs` and the database's
+connection by ones that count; a point's name is the function, the order of its call and the side, as in `rename 3
+before`. What is given to `watch` decides at each point: note it, kill the process, or raise an error in the call's
+place.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 from unittest import mock
 
-CALLS = ("rename", "mkdir", "rmdir", "unlink", "symlink", "write", "fchmod", "fsync", "replace")
+from quantum_orchestrator.blocks.confined import ConfinedFolder
+
+CALLS = ("rename", "mkdir", "rmdir", "unlink", "symlink", "write", "fchmod", "fsync", "replace", "pwrite", "chmod")
 WRITING = ("INSERT", "UPDATE", "DELETE", "COMMIT", "BEGIN")
 
 At = Callable[[str], None]
@@ -24,13 +27,13 @@ At = Callable[[str], None]
 
 
 class _Database(sqlite3.Connection):
-    at: ClassVar[At]
+    at: ClassVar[Callable[..., None]]
     counts: ClassVar[dict[str, int]]
 
-    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+    def execute(self, statement: str, *values: Any) -> Any:
         return _around(statement.split()[0].lower(), lambda: super(_Database, self).execute(statement, *values), self)
 
-    def executemany(self, statement: str, *values: Any) -> sqlite3.Cursor:
+    def executemany(self, statement: str, *values: Any) -> Any:
         return _around(
             statement.split()[0].lower(), lambda: super(_Database, self).executemany(statement, *values), self
         )
@@ -72,6 +75,7 @@ def watch(at: At) -> Iterator[None]:
         stack.enter_context(
             mock.patch.object(sqlite3, "connect", lambda *a, **k: connect(*a, **{"factory": Database, **k}))
         )
+        stack.enter_context(mock.patch.object(ConfinedFolder, "syncfs", counting("syncfs", ConfinedFolder.syncfs)))
         yield
 
 

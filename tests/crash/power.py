@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from quantum_orchestrator.blocks.errors import QuantumError
+from quantum_orchestrator.blocks.home import workspace_home
+from quantum_orchestrator.blocks.journal import Journal
+from tests.crash.cases import Bench, Violation, in_child, observe, recover, run_set, status_of
+from tests.crash.points import watch
+from tests.crash.scenarios import Scenario
+
 MEGABYTES = 24
+END = "the end"
+"""No point: after a run has been acknowledged."""
 
 
 def can_cut() -> bool:
@@ -95,9 +104,7 @@ def disks(folder: Path) -> Iterator[Disks]:
 
 
 def cut_at(point: str, before: Disks, folder: Path, act: Callable[[], Any]) -> Disks:
-    """Run `act` in a child up to the point (or to its end, for `end`), and cut the power there."""
-    from tests.crash.points import watch
-
+    """Run `act` in a child up to the point (or to its end, for END), and cut the power there."""
     reached_read, reached_write = os.pipe()
     go_read, go_write = os.pipe()
 
@@ -128,3 +135,56 @@ def cut_at(point: str, before: Disks, folder: Path, act: Callable[[], Any]) -> D
     os.close(reached_read)
     os.waitpid(pid, 0)
     return left
+
+
+class Cuts:
+    """Power cuts of one scenario's runs."""
+
+    def __init__(self, scenario: Scenario, folder: Path) -> None:
+        self.scenario = scenario
+        self.bench = Bench(scenario, folder / "bench")
+        self._folder = folder
+        self._number = 0
+
+    def at(self, point: str) -> list[Violation]:
+        """Cut at the point: all or nothing."""
+        return self._judged(point, ("committed", "rolled_back", "absent"))
+
+    def at_the_end(self) -> list[Violation]:
+        """Cut after the run has been acknowledged: all."""
+        return self._judged(END, ("committed",))
+
+    def _judged(self, point: str, allowed: tuple[str, ...]) -> list[Violation]:
+        name = f"{self.scenario.name}: power cut at {point}"
+        self._number += 1
+        status, problem, found = self._cut(point, self._folder / str(self._number))
+        wanted = self.bench.after if status == "committed" else self.bench.before
+        problems = [problem] if problem else []
+        problems += [f"the run is {status}"] if status not in allowed else []
+        problems += [f"{status}, and the files are not"] if found != wanted else []
+        return [Violation(name, each) for each in problems]
+
+    def _cut(self, point: str, folder: Path) -> tuple[str, str | None, dict[str, Any]]:
+        """Run up to the point, cut the power, start again, undo: status, what went wrong, and the tree."""
+        with disks(folder / "live") as live:
+            self.scenario.prepare(live.root)
+            Journal(workspace_home(live.root)).close()
+            live.sync()
+            left = cut_at(point, live, folder / "left", lambda: run_set(live.root, self.scenario))
+        left.mount()
+        try:
+            code, problem = in_child(lambda: recover(left.root, self.scenario, "rollback"))
+            if code:
+                problem = f"recovery exited with {code}"
+            return _status_if_any(left.root), problem, observe(left.root)
+        finally:
+            left.unmount()
+            shutil.rmtree(folder)
+
+
+def _status_if_any(root: Path) -> str:
+    """How the run stands; the name of the error where the journal cannot be read."""
+    try:
+        return status_of(root)
+    except QuantumError as error:
+        return error.message

@@ -1,6 +1,7 @@
 """Nothing is half done, whenever a run is killed, whatever the disk says, and when the power goes.
 
-The sweep takes every fifth point here; `./run python -m tests.crash` takes all of them.
+The proof is a command, `./run python -m tests.crash`, which takes every point; here it takes every ninth. With each
+barrier taken away, it must find the promise broken.
 """
 
 from __future__ import annotations
@@ -9,17 +10,58 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from quantum_orchestrator.tasks import registry
+from tests.crash.controls import CONTROLS
+from tests.crash.mixed import mixed_set
+from tests.crash.scenarios import SCENARIOS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NOT_UNDONE = {"git.push", "http.request"}
+"""What they change is elsewhere."""
 
 
-@pytest.mark.timeout(400)
-def test_runs_killed_at_every_fifth_point_end_as_before_or_as_after(user: Path) -> None:
-    command = [sys.executable, "-m", "tests.crash", "--every", "5", "--json"]
+def crash(*options: str) -> dict[str, Any]:
+    """What the command has found."""
+    command = [sys.executable, "-m", "tests.crash", *options, "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert ended.stdout, ended.stderr
-    found = json.loads(ended.stdout)
+    found: dict[str, Any] = json.loads(ended.stdout)
+    assert ended.returncode == (1 if found["violations"] or None in found["controls"].values() else 0)
+    return found
+
+
+def test_runs_broken_at_every_ninth_point_end_as_before_or_as_after(user: Path) -> None:
+    found = crash("--every", "9")
     assert found["violations"] == []
-    assert found["cases"] >= 700
+    assert found["cases"] >= 1500
+    assert set(found["kinds"]) >= {"kills", "kills again", "errors", "intrusions", "orphans"}
+    assert [barrier for barrier, noticed in found["controls"].items() if noticed is None] == []
+    assert set(found["controls"]) == {control.barrier for control in CONTROLS if control.is_possible()}
+
+
+def test_sets_of_fifty_instructions_killed_at_a_random_moment_end_as_before_or_as_after(user: Path) -> None:
+    found = crash("--random", "16")
+    assert found["violations"] == []
+    assert found["cases"] == 16
+
+
+def test_every_operation_that_changes_the_workspace_is_among_them() -> None:
+    effectful = {
+        name
+        for name, operation in registry.every().items()
+        if (effects := operation.effects(operation.parameters.model_validate(operation.example))).writes
+        or effects.makes
+    }
+    assert effectful - NOT_UNDONE <= {step["op"] for scenario in SCENARIOS for step in scenario.instructions}
+
+
+def test_a_random_set_can_be_had_again_by_its_seed() -> None:
+    first, second = mixed_set(7, 50), mixed_set(7, 50)
+    assert first.instructions == second.instructions
+    assert len(first.instructions) == 50
+    assert mixed_set(8, 50).instructions != first.instructions

@@ -1,0 +1,203 @@
+"""Resuming and rolling back, beside a run that nothing disturbs.
+
+P9   N writes, killed at half and resumed: the resume beside a fresh run of all N; only what was in flight runs again
+P10  N writes, committed and rolled back: the rollback beside the run
+
+By the engine and the journal alone (a process that has everything imported), and with `--prefect N` also by `qo`
+itself, each time a new process. Every repetition has folders of its own and deletes nothing, as creating files is slow
+where many have just been deleted. What is shown is the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantum_orchestrator.blocks.home import workspace_home
+from quantum_orchestrator.blocks.journal import EffectState, Journal
+from quantum_orchestrator.flows.attempts import Outputs
+from quantum_orchestrator.flows.engine import Attempt
+from quantum_orchestrator.flows.plan import Step
+from quantum_orchestrator.flows.recover import rollback
+from tests.benchmarks.rows import Row
+from tests.crash import cases
+from tests.crash.cases import RUN, PlainRunner, in_child, prepare_forks, run_set
+from tests.crash.scenarios import Scenario, nothing, write
+
+RESUME_FLOOR, ROLLBACK_FLOOR = 0.7, 1.0
+QO = [sys.executable, "-m", "quantum_orchestrator.deployments.cli"]
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What the command line may choose."""
+    command.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000], metavar="N", help="numbers of writes")
+    command.add_argument("--prefect", type=int, default=300, metavar="N", help="writes by `qo` itself; 0 for none")
+    command.add_argument("--repeat", type=int, default=3, help="repetitions of each")
+    command.add_argument("--folder", type=Path, help="where to work; default: the folder for temporary files")
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Measure all."""
+    prepare_forks()
+    with tempfile.TemporaryDirectory(prefix="qo-benchmark-", dir=options.folder) as folder:
+        for size in options.sizes:
+            trials = [_Trial(Path(folder) / f"{size}-{number}", size) for number in range(options.repeat)]
+            yield from _rows_of(f"{size} writes", [trial.measured() for trial in trials])
+        if options.prefect:
+            with _server(Path(folder) / "home"):
+                by_qo = [_QoTrial(Path(folder) / f"qo-{number}", options.prefect) for number in range(options.repeat)]
+                yield from _rows_of(f"{options.prefect} writes, qo and Prefect", [each.measured() for each in by_qo])
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Seconds; and of the killed run, how many steps it had recorded and begun, and how many ran when resumed."""
+
+    fresh: float
+    resume: float
+    rollback: float
+    recorded: int
+    in_flight: int
+    ran_again: int
+
+
+def _rows_of(workload: str, measured: Sequence[_Measured]) -> Iterator[Row]:
+    def median(of: Callable[[_Measured], float]) -> float:
+        return statistics.median(map(of, measured))
+
+    fresh, last = median(lambda each: each.fresh), measured[-1]
+    note = f"killed with {last.recorded} recorded and {last.in_flight} in flight; {last.ran_again} ran in the resume"
+    yield Row("P9", f"{workload}, resumed at half", median(lambda each: each.resume), fresh, RESUME_FLOOR, note)
+    yield Row("P10", f"{workload}, rolled back", median(lambda each: each.rollback), fresh, ROLLBACK_FLOOR)
+
+
+def _writes(size: int) -> tuple[dict[str, Any], ...]:
+    return tuple(write(f"folder-{number % 100}/file-{number}", f"content {number}\n" * 20) for number in range(size))
+
+
+def _standing(root: Path, run_id: str | None) -> tuple[int, int]:
+    """How many steps of the run the journal holds as done, and how many it knows to have begun besides."""
+    with contextlib.closing(Journal(workspace_home(root))) as journal:
+        run = run_id or journal.runs(1)[0].id
+        done = {step_id for step_id, step in journal.steps(run).items() if step.status == "succeeded"}
+        begun = {effect.step for effect in journal.effects(run) if effect.state is EffectState.INTENT}
+        return len(done), len(begun - done)
+
+
+class _Counting(PlainRunner):
+    """Counts the steps that run, and dies at one of them."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.ran = 0
+        self._last = last
+
+    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
+        if not reuse:
+            self.ran += 1
+            if self.ran == self._last:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return await super().run(step, attempt, after, reuse=reuse)
+
+
+class _Trial:
+    """One repetition by the engine alone."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self._size = size
+        self._scenario = Scenario(f"{size} writes", _writes(size), nothing, order="inferred", parallel=4)
+
+    def measured(self) -> _Measured:
+        cases.document_of(self._scenario)  # read once, as reading it is not what is measured
+        fresh, _ = self._timed("undisturbed", self._run)
+        undone, _ = self._timed("undisturbed", self._rollback)
+        self._timed("killed", lambda root: self._run(root, self._size // 2))
+        recorded, in_flight = _standing(self._root("killed"), RUN)
+        resumed, ran = self._timed("killed", self._run)
+        return _Measured(fresh, resumed, undone, recorded, in_flight, ran)
+
+    def _root(self, name: str) -> Path:
+        os.environ["QO_HOME"] = str(self._folder / f"{name}-state")
+        return self._folder / name
+
+    def _timed(self, name: str, act: Callable[[Path], Any]) -> tuple[float, Any]:
+        root = self._root(name)
+        root.mkdir(parents=True, exist_ok=True)
+
+        def timed() -> tuple[float, Any]:
+            began = time.monotonic()
+            result = act(root)
+            return time.monotonic() - began, result
+
+        _, found = in_child(timed)
+        return tuple(found) if found else (0.0, None)
+
+    def _run(self, root: Path, last: int | None = None) -> int:
+        runner = _Counting(last)
+        run_set(root, self._scenario, runner)
+        return runner.ran
+
+    def _rollback(self, root: Path) -> None:
+        rollback(root, RUN)
+
+
+class _QoTrial:
+    """One repetition by `qo`: its processes, with all that their start takes."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self._size = size
+        folder.mkdir()
+        self._set = folder / "set.json"
+        self._set.write_text(json.dumps({"name": "benchmark", "instructions": _writes(size)}))
+
+    def measured(self) -> _Measured:
+        fresh = self._qo("undisturbed", "run", str(self._set))
+        undone = self._qo("undisturbed", "rollback", self._newest("undisturbed"))
+        self._kill_at_half()
+        recorded, in_flight = _standing(self._folder / "killed", None)
+        resumed = self._qo("killed", "resume")
+        return _Measured(fresh, resumed, undone, recorded, in_flight, self._size - recorded)
+
+    def _newest(self, name: str) -> str:
+        with contextlib.closing(Journal(workspace_home(self._folder / name))) as journal:
+            return journal.runs(1)[0].id
+
+    def _qo(self, name: str, *arguments: str) -> float:
+        root = self._folder / name
+        root.mkdir(exist_ok=True)
+        began = time.monotonic()
+        subprocess.run([*QO, *arguments], cwd=root, check=True, capture_output=True)
+        return time.monotonic() - began
+
+    def _kill_at_half(self) -> None:
+        root = self._folder / "killed"
+        root.mkdir()
+        streams = subprocess.DEVNULL
+        with subprocess.Popen([*QO, "run", str(self._set)], cwd=root, stdout=streams, stderr=streams) as process:
+            while process.poll() is None and sum(1 for _ in root.glob("*/file-*")) < self._size / 2:
+                time.sleep(0.01)
+            process.kill()
+
+
+@contextlib.contextmanager
+def _server(home: Path) -> Iterator[None]:
+    """A Prefect server that is running already, so that its start is nobody's."""
+    os.environ["QO_HOME"] = str(home)
+    subprocess.run([*QO, "up"], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*QO, "down"], check=True, capture_output=True)

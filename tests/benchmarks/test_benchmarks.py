@@ -1,0 +1,30 @@
+"""The benchmarks run, and print what they have measured. Times are asserted nowhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.benchmarks.rows import Row, table
+
+
+def benchmark(*arguments: str) -> str:
+    command = [sys.executable, "-m", "tests.benchmarks", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True).stdout
+
+
+def test_recovery_is_measured_beside_a_run_that_nothing_disturbs(user: Path) -> None:
+    rows = json.loads(benchmark("recovery", "--sizes", "20", "--prefect", "0", "--repeat", "1", "--json"))
+    assert [row["id"] for row in rows] == ["P9", "P10"]
+    assert all(row["ours"] > 0 and row["beside"] > 0 for row in rows)
+    recorded, in_flight, ran = map(int, re.findall(r"\d+", rows[0]["note"]))
+    assert 0 < recorded < 20
+    assert in_flight <= ran == 20 - recorded
+
+
+def test_a_ratio_above_its_floor_is_marked() -> None:
+    text = table([Row("P0", "slow", 2.0, 1.0, 1.5), Row("P1", "quick", 1.0, 2.0, 1.5)])
+    assert [("!" in line) for line in text.splitlines()] == [False, True, False]
