@@ -7,25 +7,28 @@ Reads the workspace and writes nothing. It puts together what `flows/plan.py`, `
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from quantum_orchestrator.blocks import diff
 from quantum_orchestrator.blocks.confined import ConfinedFolder
+from quantum_orchestrator.blocks.diff_json import changes_json as changes_json
+from quantum_orchestrator.blocks.diff_json import counts_json, renames_json
 from quantum_orchestrator.blocks.errors import UsageError
 from quantum_orchestrator.blocks.home import home, refuse_overlap
 from quantum_orchestrator.blocks.policy import Policy
-from quantum_orchestrator.blocks.tree import ROOT, Change, Entry, Kind, MemoryTree, Tree
+from quantum_orchestrator.blocks.renames import Rename, find_renames
+from quantum_orchestrator.blocks.tree import ROOT, Change, Kind, MemoryTree, Tree
 from quantum_orchestrator.blocks.workspace import DiskTree, current_umask
 from quantum_orchestrator.deployments.display import mark
 from quantum_orchestrator.deployments.screen import aligned, changed_files, plural
 from quantum_orchestrator.flows import expressions
 from quantum_orchestrator.flows.expressions import ExpressionError
-from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure
+from quantum_orchestrator.flows.instruction_set import InstructionSet
 from quantum_orchestrator.flows.plan import Edge, Graph, Step, build, values_of
-from quantum_orchestrator.flows.plan_file import PlanFile, RecordingTree
+from quantum_orchestrator.flows.plan_file import PlanFile, RecordingTree, predicted_json
 from quantum_orchestrator.flows.prediction import PredictedStep, Prediction, predict
 from quantum_orchestrator.flows.results import StepStatus
 from quantum_orchestrator.tasks.operation import Unknown
@@ -43,15 +46,15 @@ class Plan:
     root: Path
     graph: Graph
     prediction: Prediction
-    patch: str
-    counts: diff.DiffCounts
     file: PlanFile
+    renames: Sequence[Rename] = ()
+    patch: str = ""
+    counts: diff.DiffCounts = field(default_factory=diff.DiffCounts)
 
     @property
     def changes(self) -> list[Change]:
         """What would differ in the end: nothing when the run would fail and be rolled back."""
-        failed = self.prediction.failure is not None
-        return [] if failed and self.document.on_failure is OnFailure.ROLLBACK else self.prediction.changes
+        return self.prediction.changes_left(self.document.on_failure)
 
     @property
     def has_changes(self) -> bool:
@@ -89,13 +92,12 @@ def make_plan(document: InstructionSet, inputs: Mapping[str, Any], root: Path) -
             root,
             graph,
             prediction,
-            "",
-            diff.DiffCounts(),
-            PlanFile(document, inputs, str(root), recording.seen),
+            PlanFile(document, inputs, str(root), recording.seen, predicted_json(document, prediction)),
         )
-        patch = diff.render(plan.changes, content_of)
-        counts = diff.statistics(plan.changes, content_of)
-    return Plan(document, inputs, root, graph, prediction, patch, counts, plan.file)
+        renames = find_renames(plan.changes, content_of)
+        patch = diff.render(plan.changes, content_of, renames=renames)
+        counts = diff.statistics(plan.changes, content_of, renames=renames)
+    return replace(plan, renames=renames, patch=patch, counts=counts)
 
 
 class _Contents:
@@ -205,31 +207,6 @@ def _known_texts(step: Step) -> Iterator[str]:
 # As JSON.
 
 
-def entry_json(entry: Entry | None) -> dict[str, str] | None:
-    """One side of a change; `sha256` of files and `target` of links, empty for others."""
-    if entry is None:
-        return None
-    return {
-        "kind": entry.kind.value,
-        "mode": f"{entry.mode:04o}",
-        "sha256": entry.sha256,
-        "target": entry.target,
-    }
-
-
-def changes_json(changes: list[Change]) -> list[dict[str, Any]]:
-    """Changes as the public JSON gives them."""
-    return [
-        {"path": change.path, "before": entry_json(change.before), "after": entry_json(change.after)}
-        for change in changes
-    ]
-
-
-def counts_json(counts: diff.DiffCounts) -> dict[str, int]:
-    """The counts of a diff as the public JSON gives them."""
-    return {"files": counts.files, "insertions": counts.insertions, "deletions": counts.deletions}
-
-
 def plan_json(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
     """The document of `qo plan --json`."""
     failure = plan.prediction.failure
@@ -239,6 +216,7 @@ def plan_json(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
         "workspace": str(plan.root),
         "digest": plan.file.digest,
         "changes": changes_json(plan.changes),
+        "renames": renames_json(plan.renames),
         "diff": counts_json(plan.counts),
         "deferred": [_deferred_json(step) for step in plan.prediction.deferred],
         "steps": [_step_json(plan, step) for step in plan.prediction.steps],

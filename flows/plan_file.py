@@ -2,8 +2,9 @@
 
 `qo plan -o p.plan` writes one, `qo run --plan p.plan` runs it. It holds the set as it was loaded, its inputs, and its
 *basis*: for every path that the dry run looked at, what it saw there. The invariant: as long as `moved_on` finds
-nothing, the dry run would see the same again, and so predict the same. A plan file is JSON and carries its own digest,
-so that one that was cut or edited is refused; `digest` also names a plan to whoever approves it.
+nothing, the dry run would see the same again, and so predict the same. What it did predict is kept as well, to be
+compared with what the run then does. A plan file is JSON and carries its own digest, so that one that was cut or edited
+is refused; `digest` also names a plan to whoever approves it.
 
 Pure but for the tree that is given, which is only read.
 """
@@ -16,9 +17,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from quantum_orchestrator.blocks.diff_json import changes_json
 from quantum_orchestrator.blocks.errors import NeedsAttention, OperationError, UsageError
 from quantum_orchestrator.blocks.tree import Entry, Kind, Tree
 from quantum_orchestrator.flows.instruction_set import InstructionSet, load_object
+from quantum_orchestrator.flows.prediction import Prediction
 
 FORMAT = "quantum-orchestrator-plan"
 VERSION = 1
@@ -67,14 +70,24 @@ def _entry_json(entry: Entry | None) -> Any:
     return None if entry is None else {**asdict(entry), "kind": entry.kind.value}
 
 
+def predicted_json(document: InstructionSet, prediction: Prediction) -> dict[str, Any]:
+    """What a dry run promises: `changes`, as `qo plan --json` has them, and the ids of the `deferred` steps."""
+    return {
+        "changes": changes_json(prediction.changes_left(document.on_failure)),
+        "deferred": [step.id for step in prediction.deferred],
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """What a plan file says. `workspace` is the absolute path of the folder that it was made for."""
+    """What a plan file says. `workspace` is the absolute path of the folder that it was made for; `predicted` is what
+    `predicted_json` gives."""
 
     document: InstructionSet
     inputs: Mapping[str, Any]
     workspace: str
     basis: Mapping[str, Facets]
+    predicted: Mapping[str, Any]
 
     @property
     def digest(self) -> str:
@@ -89,6 +102,7 @@ class PlanFile:
             "set": self.document.model_dump(by_alias=True, mode="json", exclude_unset=True),
             "inputs": dict(self.inputs),
             "basis": dict(self.basis),
+            "predicted": dict(self.predicted),
         }
 
     def dump(self) -> str:
@@ -125,7 +139,7 @@ def parse(text: bytes, file: str) -> PlanFile:
     if claimed != _digest(value):
         raise UsageError(f"{file}: was changed since it was written", hint="plan again")
     document = load_object(value["set"], file=file)
-    return PlanFile(document, value["inputs"], value["workspace"], value["basis"])
+    return PlanFile(document, value["inputs"], value["workspace"], value["basis"], value["predicted"])
 
 
 def _same(tree: Tree, path: str, facets: Facets) -> bool:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import takewhile
 from typing import Any
 
-from quantum_orchestrator.blocks import diff
-from quantum_orchestrator.blocks.journal import Journal, RunRecord
-from quantum_orchestrator.blocks.tree import Change, Entry
-from quantum_orchestrator.blocks.workspace import GIT
+from quantum_orchestrator.blocks.diff_json import counts_json
+from quantum_orchestrator.blocks.journal import Journal, RunRecord, SendingState
+from quantum_orchestrator.blocks.tree import Change
 from quantum_orchestrator.flows.plan import Expansion, Graph
 from quantum_orchestrator.flows.results import RunStatus, StepResult, StepStatus
+from quantum_orchestrator.flows.run_diff import of_run
 
 LARGEST_DRAWN = 150
 """Steps; a larger graph cannot be read as a picture."""
@@ -22,21 +23,29 @@ LARGEST_DRAWN = 150
 
 def net_changes(journal: Journal, run_id: str, step_id: str | None = None) -> list[Change]:
     """What a run (or one step) has changed, first state to last, without a repository's own files."""
-    first: dict[str, Entry | None] = {}
-    last: dict[str, Entry | None] = {}
-    for effect in journal.effects(run_id, step_id):
-        first.setdefault(effect.change.path, effect.change.before)
-        last[effect.change.path] = effect.change.after
-    return [
-        Change(path, first[path], last[path])
-        for path in sorted(last)
-        if first[path] != last[path] and GIT not in path.split("/")
-    ]
+    return of_run(journal, run_id, step_id).changes
 
 
 def render_diff(journal: Journal, run_id: str, step_id: str | None = None) -> str:
-    """The same as a git patch."""
-    return diff.render(net_changes(journal, run_id, step_id), journal.content)
+    """The same as a git patch, with what happened to refs in comment lines."""
+    return of_run(journal, run_id, step_id).patch
+
+
+def counts(journal: Journal, run_id: str) -> dict[str, int]:
+    """How much a run has changed, as its document says it: files, insertions, deletions, as git counts them."""
+    return counts_json(of_run(journal, run_id).counts)
+
+
+def outside(journal: Journal, run_id: str) -> list[dict[str, str]]:
+    """What the run's steps have done outside of the workspace, or may have: no rollback takes that back."""
+    return [
+        {
+            "step": each.step,
+            "state": "sent" if each.state is SendingState.SENT else "in_doubt",
+            "idempotency_key": each.key,
+        }
+        for each in journal.sendings(run_id)
+    ]
 
 
 def in_document_order(
@@ -56,21 +65,21 @@ def run_document(
     record: RunRecord, status: RunStatus, steps: Iterable[StepResult], journal: Journal, error: Mapping[str, str] | None
 ) -> dict[str, Any]:
     """The one document that `qo run --json` prints."""
-    changes = net_changes(journal, record.id) if status in _WITH_EFFECTS else []
-    counts = diff.statistics(changes, journal.content)
     return {
         "run_id": record.id,
         "set": record.set_name,
         "status": status.value,
         "duration_s": round((record.ended_at or time.time()) - record.started_at, 3),
         "steps": [step.as_json() for step in steps],
-        "diff": {"files": counts.files, "insertions": counts.insertions, "deletions": counts.deletions},
+        "diff": counts(journal, record.id) if status in _WITH_EFFECTS else dict(NOTHING),
+        "outside": outside(journal, record.id),
         "error": error,
         "flow_run_id": record.flow_run_id,
         "ui_url": record.ui_url,
     }
 
 
+NOTHING = {"files": 0, "insertions": 0, "deletions": 0}
 _WITH_EFFECTS = (
     RunStatus.COMMITTED,
     RunStatus.KEPT,
@@ -143,10 +152,16 @@ def plan_page(graph: Graph, description: str) -> str:
 
 
 def diff_page(patch: str, summary: str, *, limit: int = 200_000) -> str:
-    """A diff in Markdown, cut at `limit` characters."""
-    shown = patch if len(patch) <= limit else patch[:limit] + "\n… cut here\n"
+    """A diff in Markdown, cut at `limit` characters; what happened to git's refs, at its end, stays."""
+    shown = patch if len(patch) <= limit else f"{patch[:limit]}\n… cut here\n{_refs_at_the_end(patch[limit:])}"
     fence = "`" * max(3, _longest_run(shown) + 1)
     return f"{summary}\n\n{fence}diff\n{shown}{fence}\n" if patch else f"{summary}\n"
+
+
+def _refs_at_the_end(patch: str) -> str:
+    lines = patch.split("\n")[:-1]
+    refs = list(takewhile(lambda line: line.startswith("# git: "), reversed(lines)))
+    return "".join(f"{line}\n" for line in reversed(refs))
 
 
 def _longest_run(text: str) -> int:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantum_orchestrator.blocks.diff import DiffCounts, render, statistics, styled
+from quantum_orchestrator.blocks.diff import DiffCounts, file_counts, render, statistics, styled
 from quantum_orchestrator.blocks.tree import Change, Entry, Kind, MemoryTree, Overlay, digest, file_entry
 
 # A tree of the tests: a path with its content and whether it is executable, or with a link's target.
@@ -120,6 +120,22 @@ def test_git_applies_any_patch_and_takes_it_back(before: Files, after: Files, co
         assert_git_applies_both_ways(Path(folder), before, after, context)
 
 
+ten_lines = [b"%s line %d\n" % (word, number) for word in (b"red", b"green") for number in range(10)]
+# Few contents, some of them alike: most of what goes and comes is a rename.
+alike = st.sampled_from(
+    [b"".join(ten_lines[:10]), b"".join(ten_lines[1:9]), b"".join(ten_lines[5:15]), b"\0\1" * 40, b""]
+)
+moving_trees = st.dictionaries(paths, st.tuples(alike, st.booleans()) | links, max_size=6).map(without_clashes)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(before=moving_trees, after=moving_trees)
+def test_git_applies_any_renames_and_takes_them_back(before: Files, after: Files) -> None:
+    if before != after:
+        with tempfile.TemporaryDirectory() as folder:
+            assert_git_applies_both_ways(Path(folder), before, after)
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=texts, after=texts, context=st.sampled_from([1, 3]))
 def test_git_applies_any_edit_of_a_text(before: bytes, after: bytes, context: int) -> None:
@@ -165,6 +181,74 @@ def test_a_path_may_change_its_kind(tmp_path: Path, before: Files, after: Files)
     assert_git_applies_both_ways(tmp_path, before, after)
 
 
+TEXT = b"".join(b"line %d\n" % number for number in range(20))
+EDITED = TEXT.replace(b"line 3\n", b"line three\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "header"),
+    [
+        pytest.param(
+            {"a": (TEXT, False)},
+            {"b": (TEXT, False)},
+            "similarity index 100%\nrename from a\nrename to b\n",
+            id="equal",
+        ),
+        pytest.param(
+            {"a": (TEXT, False)},
+            {"d/b": (EDITED, True)},
+            "old mode 100644\nnew mode 100755\nsimilarity index 92%\nrename from a\nrename to d/b\nindex ",
+            id="edited, executable, in a folder",
+        ),
+        pytest.param(
+            {"a b": (TEXT, False)},
+            {'tab\t"ü': (EDITED, False)},
+            'rename from a b\nrename to "tab\\t\\"\\303\\274"\n',
+            id="odd names",
+        ),
+        pytest.param(
+            {"caf\udce9": (TEXT, False)}, {"line\nbreak": (TEXT, False)}, 'rename to "line\\nbreak"\n', id="no text"
+        ),
+        pytest.param(
+            {"line\nbreak": (TEXT, False)}, {"a": (TEXT, False)}, 'rename from "line\\nbreak"\n', id="two lines"
+        ),
+        pytest.param(
+            {"a": (b"\0" + TEXT, False)},
+            {"b": (b"\0" + EDITED, False)},
+            "rename from a\nrename to b\nindex ",
+            id="binary",
+        ),
+        pytest.param({"d": (TEXT, False)}, {"d/d": (TEXT, False)}, "rename to d/d\n", id="into a folder of its name"),
+        pytest.param({"d/d": (TEXT, False)}, {"d": (TEXT, False)}, "rename from d/d\n", id="out of it"),
+    ],
+)
+def test_a_file_that_went_and_came_is_a_rename(tmp_path: Path, before: Files, after: Files, header: str) -> None:
+    assert header in patch_between(before, after)
+    assert_git_applies_both_ways(tmp_path, before, after)
+    assert counts_between(before, after).files == 1
+
+
+def test_a_rename_is_one_file_with_the_lines_that_differ() -> None:
+    before: Files = {"a": (TEXT, False), "photo": (b"\0" * 12, False)}
+    after: Files = {"b": (EDITED, False), "photo": (b"\0" * 40, False)}
+    changes, known = changes_between(before, after), contents(before, after)
+    renamed, photo = file_counts(changes, known.__getitem__)
+    assert (renamed.path, renamed.source, renamed.insertions, renamed.deletions) == ("b", "a", 1, 1)
+    assert (photo.source, photo.sizes, photo.insertions) == (None, (12, 40), 0)
+    assert statistics(changes, known.__getitem__) == DiffCounts(files=2, insertions=1, deletions=1)
+
+
+def test_a_file_counts_whose_permissions_alone_have_changed() -> None:
+    changes = [Change("f", file_entry(b"", 0o644), file_entry(b"", 0o600))]
+    assert render(changes, {}.__getitem__) == "# mode 0644 -> 0600 of f\n"
+    assert statistics(changes, {}.__getitem__) == DiffCounts(files=1)
+
+
+def test_the_new_name_keeps_permissions_that_git_does_not() -> None:
+    changes = [Change("a", file_entry(TEXT, 0o600), None), Change("b", None, file_entry(TEXT, 0o600))]
+    assert render(changes, {}.__getitem__).startswith("# mode 0600 of b\ndiff --git a/a b/b\n")
+
+
 def test_names_that_are_not_text_survive(tmp_path: Path) -> None:
     assert_git_applies_both_ways(tmp_path, {}, {"caf\udce9": (b"x\n", False), "line\nbreak": (b"y\n", False)})
 
@@ -179,14 +263,18 @@ def staged(folder: Path, files: Files) -> str:
 
 def test_the_patch_is_what_git_prints(tmp_path: Path) -> None:
     before: Files = {f"f{n}": (b"".join(b"%d\n" % line for line in range(30)), False) for n in range(3)}
-    before |= {"gone": (b"no newline", True), "link": "here", "empty": (b"", False)}
+    before |= {"gone": (b"no newline", True), "link": "here", "empty": (b"", False), "old/name": (TEXT, False)}
     after = dict(before) | {"f0": (b"0\n" + before["f0"][0][2:].replace(b"15\n", b"fifteen\n"), True)}  # type: ignore[union-attr]
-    after |= {"f1": (b"start\n" + before["f1"][0] + b"end", False), "sp ace/ü": (b"one\n", False)}  # type: ignore[operator]
-    del after["gone"]
+    after |= {
+        "f1": (b"start\n" + before["f1"][0] + b"end", False),
+        "sp ace/ü": (b"one\n", False),
+        "new": (EDITED, True),
+    }  # type: ignore[operator]
+    del after["gone"], after["old/name"]
     after["link"] = "there"
     git(tmp_path, "init", "-q")
     trees = [staged(tmp_path, files) for files in (before, after)]
-    against = ["--full-index", "--no-renames", *trees]
+    against = ["--full-index", "--find-renames", *trees]
     assert patch_between(before, after) == git(tmp_path, "diff", "--binary", *against)
     counts = git(tmp_path, "diff", "--shortstat", *against, "--", ":!link")
     ours = counts_between(before, after)
@@ -206,14 +294,38 @@ def test_folders_and_modes_beyond_executable_are_comments_that_git_ignores(tmp_p
     comments = [line for line in patch.splitlines() if line.startswith("# ")]
     assert comments == [
         "# mode 0644 -> 0600 of kept",
-        "# new folder new",
+        "# folder made: new",
         "# mode 0700 of new",
-        "# deleted folder old",
+        "# folder removed: old",
         "# mode 0600 of private",
     ]
     lay_out(tmp_path, {"kept": (b"same\n", False)})
     git(tmp_path, "apply", "-", stdin=patch)
     assert found(tmp_path) == {"kept": (b"same\n", False), "private": (b"x\n", False)}
+
+
+def test_only_folders_that_hold_nothing_are_told(tmp_path: Path) -> None:
+    changes = [
+        Change("bare", None, Entry(Kind.FOLDER, 0o755)),
+        Change("bare/inner", None, Entry(Kind.FOLDER, 0o755)),
+        Change("full", None, Entry(Kind.FOLDER, 0o755)),
+        Change("full/file", None, file_entry(b"x\n", 0o644)),
+        Change("left", Entry(Kind.FOLDER, 0o755), None),
+        Change("left/file", file_entry(b"", 0o644), None),
+    ]
+    patch = render(changes, {digest(b"x\n"): b"x\n", digest(b""): b""}.__getitem__)
+    assert [line for line in patch.splitlines() if line.startswith("# ")] == ["# folder made: bare/inner"]
+    lay_out(tmp_path, {"left/file": (b"", False)})
+    git(tmp_path, "apply", "-", stdin=patch)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_with_it() -> None:
+    was_folder = Change("d", Entry(Kind.FOLDER, 0o755), file_entry(b"", 0o644))
+    became_folder = Change("e", file_entry(b"", 0o644), Entry(Kind.FOLDER, 0o755))
+    patch = render([was_folder, became_folder], {digest(b""): b""}.__getitem__)
+    assert "# folder removed: d\n" in patch
+    assert "# folder made: e\n" in patch
 
 
 def test_comments_may_stand_between_hunks_of_different_files(tmp_path: Path) -> None:
@@ -232,8 +344,8 @@ def test_comments_may_stand_between_hunks_of_different_files(tmp_path: Path) -> 
 
 
 def test_a_repositorys_own_files_are_told_and_not_patched() -> None:
-    changes = [Change(".git/HEAD", None, file_entry(b"ref: x\n", 0o644))]
-    assert render(changes, {}.__getitem__) == "# new .git/HEAD, which is git's own\n"
+    changes = [Change(".git/hooks/pre-commit", None, file_entry(b"#!/bin/sh\n", 0o755))]
+    assert render(changes, {}.__getitem__) == "# git: changed: .git/hooks/pre-commit\n"
     assert statistics(changes, {}.__getitem__) == DiffCounts()
 
 
@@ -287,13 +399,13 @@ def test_a_small_edit_of_a_large_file_is_a_small_patch() -> None:
 
 def test_colours_follow_the_patch_and_not_its_content() -> None:
     patch = patch_between({"f": (b"-- note\nkeep\n", False)}, {"f": (b"keep\n++ more\n", False)})
-    text = styled("# new folder d\n" + patch)
+    text = styled("# folder made: d\n" + patch)
     styles = {text.plain[span.start : span.end].rstrip("\n"): str(span.style) for span in text.spans}
-    assert styles["# new folder d"] == "dim"
+    assert styles["# folder made: d"] == "dim"
     assert styles["--- a/f"] == "bold"
     assert styles["--- note"] == "red"
     assert styles["+++ more"] == "green"
-    assert text.plain == "# new folder d\n" + patch
+    assert text.plain == "# folder made: d\n" + patch
 
 
 def test_content_cannot_steer_the_terminal() -> None:
