@@ -5,19 +5,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from quantum_orchestrator.blocks.errors import QuantumError
 from quantum_orchestrator.deployments.cli_options import TALK, Json, Talk, WorkspaceOfRuns, workspace_root
-
-if TYPE_CHECKING:
-    from quantum_orchestrator.deployments.doctor import Check
 
 
 def up(*, json_: Json = False, talk: Talk = TALK) -> int:
@@ -58,63 +53,36 @@ def down(*, json_: Json = False, talk: Talk = TALK) -> int:
     return 0
 
 
-def doctor(*, workspace: WorkspaceOfRuns = None, json_: Json = False, talk: Talk = TALK) -> int:
+def doctor(
+    *,
+    workspace: WorkspaceOfRuns = None,
+    all_workspaces: Annotated[bool, Parameter(help="Read the journals of all workspaces.")] = False,
+    json_: Json = False,
+    talk: Talk = TALK,
+) -> int:
     """Check everything that runs depend on.
 
-    Programs, the state folder, Prefect, the server, and this workspace's
-    journal. Exit code 4 if something is wrong.
+    Programs, the state folder, Prefect, the server, unfinished runs, and this
+    workspace's journal. Exit code 4 if something is wrong.
     """
     from quantum_orchestrator.blocks.home import home
     from quantum_orchestrator.deployments.doctor import Check
     from quantum_orchestrator.deployments.doctor import doctor as checks
 
+    screen, root = talk.screen, workspace_root(workspace)
     try:
-        found = [*checks(home()), check_journal(workspace_root(workspace))]
+        found = checks(home(), root, every_workspace=all_workspaces, progress=screen.note)
     except QuantumError as error:
         found = [Check("state folder", ok=False, detail=error.message, hint=error.hint)]
     healthy = all(check.ok for check in found)
     if json_:
-        talk.screen.document({"ok": healthy, "checks": [asdict(check) for check in found]})
+        screen.document({"ok": healthy, "checks": [asdict(check) for check in found]})
     else:
         for check in found:
-            talk.screen.result(f"{'✓' if check.ok else '✗'} {check.name}: {check.detail}", "" if check.ok else "red")
+            screen.result(f"{'✓' if check.ok else '✗'} {check.name}: {check.detail}", "" if check.ok else "red")
             if check.hint:
-                talk.screen.result(f"  hint: {check.hint}")
+                screen.result(f"  hint: {check.hint}")
     return 0 if healthy else 4
-
-
-def check_journal(root: Path) -> Check:
-    """Whether a workspace's journal can be read, and holds every content that it names as it was written."""
-    from quantum_orchestrator.blocks.home import workspace_home
-    from quantum_orchestrator.blocks.journal import Journal
-    from quantum_orchestrator.deployments.doctor import Check
-
-    try:
-        folder = workspace_home(root)
-        journal = Journal(folder)
-        try:
-            verdict, names = _database(folder / "journal.db")
-            for name in names:
-                journal.content(name)
-        finally:
-            journal.close()
-    except QuantumError as error:
-        return Check("journal", ok=False, detail=error.message, hint=error.hint)
-    except sqlite3.Error as error:
-        verdict, names = str(error), []
-    detail = f"{len(names)} contents of {root}, all as they were written"
-    hint = f"copy {folder} before anything else; runs recorded there may not be undone"
-    return Check("journal", verdict == "ok", detail if verdict == "ok" else verdict, "" if verdict == "ok" else hint)
-
-
-def _database(path: Path) -> tuple[str, list[str]]:
-    """SQLite's own verdict, and the contents that the journal names."""
-    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
-    try:
-        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        return str(verdict), [row[0] for row in database.execute("SELECT sha256 FROM contents")]
-    finally:
-        database.close()
 
 
 def completion(

@@ -1,11 +1,12 @@
 """What `qo doctor` looks at: each thing that runs depend on, whether it is well, and what to do if it is not.
 
 It changes nothing but the state folder, which it makes as a run would, starts no server and does not import Prefect.
-A check never raises: what goes wrong while looking is its finding.
+A check never raises: what goes wrong while looking is its finding. Journals are read whole: every row, every content.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -17,18 +18,27 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from quantum_orchestrator.blocks.errors import QuantumError
-from quantum_orchestrator.blocks.home import private_folder
+from quantum_orchestrator.blocks.errors import QuantumError, StateError
+from quantum_orchestrator.blocks.holdings import look
+from quantum_orchestrator.blocks.home import private_folder, refuse_overlap, workspace_option
+from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.sandbox import Level, Processes
+from quantum_orchestrator.blocks.tree import Kind
 from quantum_orchestrator.deployments import server
+from quantum_orchestrator.deployments.cli_gc import human_size, state_folders
+from quantum_orchestrator.deployments.cli_journal import next_commands, standing, waiting_steps
 from quantum_orchestrator.deployments.prefect_settings import configured_api_url
+from quantum_orchestrator.deployments.screen import plural
 
 _ENOUGH_BYTES = 500 * 1024**2  # the server's database and UI take about 25 MB, before-images what a run touches
 _OLDEST_GIT = (2, 25)
 _OPENAT2 = 437  # the number of the system call, the same on every architecture
 _REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "fuse.sshfs", "fuse.s3fs"}
 _LOCK_HINT = "install what requirements.lock names: ./run does"
+_LONG_BYTES = 64 * 1024**2
+"""To read more than this takes seconds."""
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +51,17 @@ class Check:
     hint: str = ""
 
 
-def doctor(home: Path) -> list[Check]:
-    """Every check, in the order in which one failing explains the next."""
+def doctor(
+    home: Path,
+    root: Path | None = None,
+    *,
+    every_workspace: bool = False,
+    progress: Callable[[str], None] = lambda _said: None,
+) -> list[Check]:
+    """Every check, in the order in which one failing explains the next; at last the journal of the workspace `root`.
+
+    With `every_workspace` those of all others come before it. `progress` hears of what takes long.
+    """
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("Python", _python),
         ("git", _git),
@@ -57,7 +76,15 @@ def doctor(home: Path) -> list[Check]:
         ("Prefect API", _api),
         ("server", lambda: _server(home)),
         ("port", lambda: _port(home)),
+        ("unfinished runs", lambda: _unfinished_runs(home)),
     ]
+    if every_workspace:
+        for folder, named in _journals(home):
+            if named != root:
+                name = f"journal of {named}"
+                checks.append((name, lambda name=name, at=folder, of=named: _journal(name, at, of, progress)))  # type: ignore[misc]
+    if root is not None:
+        checks.append(("journal", lambda: _own_journal(home, root, progress)))
     return [_found(name, check) for name, check in checks]
 
 
@@ -205,3 +232,105 @@ def _port(home: Path) -> Check:
         except OSError:
             return Check("port", ok=True, detail=f"{port} is taken by another program: the next start takes another")
     return Check("port", ok=True, detail=f"{port} is free for the next start")
+
+
+# ---------------------------------------------------------------- journals
+
+
+def _journals(home: Path) -> list[tuple[Path, Path]]:
+    """The state folders that have a journal, each with its workspace."""
+    found = [(folder, root) for folder, root in state_folders(home) if root is not None]
+    return [(folder, root) for folder, root in found if (folder / "journal.db").exists()]
+
+
+def _unfinished_runs(home: Path) -> Check:
+    """Runs that somebody must settle; one that is at work or waits for an approval is in order."""
+    told, commands = [], []
+    for folder, root in _journals(home):
+        try:
+            with contextlib.closing(Journal(folder)) as journal:
+                run = journal.unfinished()
+                how = standing(journal, run) if run else ""
+                ways = next_commands(run.id, how, waiting_steps(journal, run.id), root) if run else []
+        except StateError as error:
+            told.append(error.message)
+            commands.append(f"qo doctor{workspace_option(root)}")
+            continue
+        if run is not None:
+            told.append(_told(run, how, root, ways))
+            if root.is_dir() and how not in ("running", "awaiting_approval"):
+                commands += ways
+    detail = "".join(f"\n  {each}" for each in told) if len(told) > 1 else "".join(told)
+    hint = " or ".join(commands) if len(commands) < 4 else "".join(f"\n  {each}" for each in commands)
+    return Check("unfinished runs", not commands, detail or "none", hint)
+
+
+def _told(run: RunRecord, how: str, root: Path, ways: list[str]) -> str:
+    stands = "needs attention" if how == "needs_attention" else f"is {how.replace('_', ' ')}"
+    said = f"{root}: run {run.id} of {run.set_name!r} {stands}"
+    if not root.is_dir():
+        return f"{said}, and the folder is gone"
+    return f"{said}: {' or '.join(ways)}" if how == "awaiting_approval" else said
+
+
+def _own_journal(home: Path, root: Path, progress: Callable[[str], None]) -> Check:
+    refuse_overlap(root)
+    for folder, named in _journals(home):
+        if named == root:
+            return _journal("journal", folder, root, progress)
+    return Check("journal", ok=True, detail=_well(0, root))
+
+
+def _well(contents: int, root: Path) -> str:
+    return f"{plural(contents, 'content')} of {root}, all as they were written"
+
+
+def _journal(name: str, folder: Path, root: Path, progress: Callable[[str], None]) -> Check:
+    """Whether a journal can be read, and holds every row and every content as it was written."""
+    hint = f"copy {folder} before anything else; moved away, the workspace gets a new journal without its runs"
+    try:
+        with contextlib.closing(Journal(folder)) as journal:
+            size = journal.size()
+            if size > _LONG_BYTES:
+                progress(f"reading the journal of {root}: {human_size(size)}")
+            problems = journal.verify()
+            if not problems:
+                return Check(name, ok=True, detail=_well(len(look(folder).contents), root))
+            try:
+                journal.require_sound()
+                lost = _lost_runs(journal)
+            except StateError:
+                problems.append("none of its runs can be undone")
+                return Check(name, ok=False, detail=_listed(problems), hint=hint)
+    except StateError as error:
+        return Check(name, ok=False, detail=f"{error.message}; none of its runs can be undone", hint=hint)
+    return _partly_damaged(name, folder, root, problems, lost)
+
+
+def _partly_damaged(name: str, folder: Path, root: Path, problems: list[str], lost: list[RunRecord]) -> Check:
+    if lost:
+        named = ", ".join(f"{run.id} ({run.status.replace('_', ' ')})" for run in lost)
+        said = [*problems[:_MOST_NAMED], f"can no longer be undone: {named}"]
+    else:
+        said = [*problems[:_MOST_NAMED], "every run can still be undone"]
+    forgets = f"`qo gc --keep 0{workspace_option(root)}` forgets the damage, and with it how to undo the finished runs"
+    return Check(name, ok=False, detail=_listed(said), hint=f"copy {folder} before anything else; {forgets}")
+
+
+def _listed(lines: list[str]) -> str:
+    return "\n  ".join(lines)
+
+
+def _lost_runs(journal: Journal) -> list[RunRecord]:
+    """The runs whose effects stand, and whose before-images are not all there. Raises StateError."""
+    lost = []
+    for run in journal.runs():
+        if run.pruned or run.status in ("rolled_back", "cancelled"):
+            continue
+        try:
+            entries = [effect.change.before for effect in journal.effects(run.id)]
+            entries += [entry for _, manifest in journal.captured(run.id).values() for entry in manifest.values()]
+            journal.check_contents(each.sha256 for each in entries if each is not None and each.kind is Kind.FILE)
+        except StateError:
+            lost.append(run)
+    return lost

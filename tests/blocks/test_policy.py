@@ -21,6 +21,8 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     assert Policy().git_protocols == ("https", "ssh")
     assert Policy().http_hosts == ()
     assert Policy().sandbox_require == 0
+    kept = Policy()
+    assert (kept.journal_keep_days, kept.journal_keep_runs, kept.journal_max_size_mb) == (90, 500, 2048)
 
 
 def test_every_setting_is_read_from_its_table(tmp_path: Path) -> None:
@@ -33,8 +35,12 @@ def test_every_setting_is_read_from_its_table(tmp_path: Path) -> None:
     exclude = ["target"]
     [sandbox]
     require = 3
+    [journal]
+    keep_days = 7
+    keep_runs = 0
+    max_size_mb = 100
     """
-    assert load(tmp_path, text) == Policy(("https", "file"), ("localhost:8080",), ("target",), 3)
+    assert load(tmp_path, text) == Policy(("https", "file"), ("localhost:8080",), ("target",), 3, 7, 0, 100)
 
 
 def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
@@ -52,6 +58,7 @@ def test_an_empty_list_is_not_the_default(tmp_path: Path) -> None:
         ("[gti]\n", "unknown table [gti]", "did you mean 'git'?"),
         ("[git]\nprotocol = []\n", "unknown setting 'protocol' in [git]", "did you mean 'protocols'?"),
         ("[sandbox]\nzzz = 1\n", "unknown setting 'zzz' in [sandbox]", "there are: require"),
+        ("[journal]\nkeep_day = 1\n", "unknown setting 'keep_day' in [journal]", "did you mean 'keep_days'?"),
         ("[git]\nprotocols = ['htps']\n", "unknown protocol 'htps'", "did you mean 'https'?"),
         ("[git]\nprotocols = ['ext']\n", "unknown protocol 'ext'", ""),
     ],
@@ -79,6 +86,11 @@ def test_a_name_that_does_not_exist_is_an_error_with_the_nearest_one(
         ("[sandbox]\nrequire = -1\n", "[sandbox] require must be a level from 0 to 4"),
         ("[sandbox]\nrequire = true\n", "[sandbox] require must be a level from 0 to 4"),
         ("[sandbox]\nrequire = '3'\n", "[sandbox] require must be a level from 0 to 4"),
+        ("[journal]\nkeep_days = -1\n", "[journal] keep_days must be a whole number from 0"),
+        ("[journal]\nkeep_runs = 1.5\n", "[journal] keep_runs must be a whole number from 0"),
+        ("[journal]\nkeep_runs = true\n", "[journal] keep_runs must be a whole number from 0"),
+        ("[journal]\nmax_size_mb = '2GiB'\n", "[journal] max_size_mb must be a whole number from 0"),
+        ("[journal]\nmax_size_mb = 1000000001\n", "[journal] max_size_mb must be a whole number from 0"),
         ("[git\n", "cannot be read"),
     ],
 )

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
+from quantum_orchestrator.blocks.home import workspace_home
+from quantum_orchestrator.blocks.journal import Journal, RunRecord, StepRecord
+from quantum_orchestrator.blocks.tree import Overlay
+from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.deployments import doctor as doctors
 from quantum_orchestrator.deployments import server
 from quantum_orchestrator.deployments.doctor import Check, doctor
@@ -95,3 +102,154 @@ def test_a_port_taken_by_another_program_is_told(tmp_path: Path) -> None:
         server._write(tmp_path / "server", record)
         assert f"{port} is taken" in found(tmp_path, "port").detail
     assert f"{port} is free" in found(tmp_path, "port").detail
+
+
+# Journals.
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QO_HOME", str(tmp_path / "qo"))
+    return tmp_path / "qo"
+
+
+def ran(root: Path, run_id: str, content: str, *, status: str = "committed") -> Path:
+    """A run that has overwritten `x` in the workspace; the state folder."""
+    root.mkdir(exist_ok=True)
+    journal = Journal(workspace_home(root))
+    workspace = Workspace(root, journal)
+    journal.begin(RunRecord(run_id, "test", "running", {"name": "test"}, {}, {}, time.time()))
+    overlay = Overlay(workspace.tree)
+    overlay.write("x", content.encode())
+    workspace.apply(run_id, "write", overlay.changes(), overlay.content_of)
+    journal.record_step(run_id, StepRecord("write", "file.write", "succeeded"), done=True)
+    journal.update(run_id, status=status)
+    workspace.close()
+    journal.close()
+    return workspace_home(root)
+
+
+def damaged(folder: Path, statement: str, *values: object) -> None:
+    with sqlite3.connect(folder / "journal.db") as database:
+        assert database.execute(statement, values).rowcount > 0
+    database.close()
+
+
+def journal_check(home: Path, root: Path) -> Check:
+    check = doctor(home, root)[-1]
+    assert check.name == "journal"
+    return check
+
+
+def content_of(folder: Path, run_id: str) -> str:
+    """The digest of the run's only before-image."""
+    journal = Journal(folder)
+    (before,) = [each.change.before for each in journal.effects(run_id) if each.change.before]
+    journal.close()
+    return before.sha256
+
+
+def test_a_workspace_without_a_journal_is_well_and_gets_none(state: Path, tmp_path: Path) -> None:
+    assert journal_check(state, tmp_path / "work").ok
+    assert not (state / "workspaces").exists()
+
+
+def test_a_sound_journal_is_well(state: Path, tmp_path: Path) -> None:
+    ran(tmp_path / "work", "r1", "1\n")
+    ran(tmp_path / "work", "r2", "2\n")
+    check = journal_check(state, tmp_path / "work")
+    assert check == Check("journal", True, f"2 contents of {tmp_path}/work, all as they were written")
+
+
+def test_the_runs_that_a_damaged_before_image_keeps_from_being_undone_are_named(state: Path, tmp_path: Path) -> None:
+    for number in range(1, 4):
+        folder = ran(tmp_path / "work", f"r{number}", f"{number}\n")
+    sha256 = content_of(folder, "r2")
+    damaged(folder, "UPDATE contents SET data = ? WHERE sha256 = ?", b"something else", sha256)
+    check = journal_check(state, tmp_path / "work")
+    assert not check.ok
+    assert f"the content {sha256[:12]}… is damaged" in check.detail
+    assert check.detail.endswith("can no longer be undone: r2 (committed)")
+    assert str(folder) in check.hint
+    assert f"`qo gc --keep 0 --workspace {tmp_path}/work`" in check.hint
+
+
+def test_damage_that_undoing_does_not_need_is_told_as_such(state: Path, tmp_path: Path) -> None:
+    folder = ran(tmp_path / "work", "r1", "1\n")
+    damaged(folder, "UPDATE contents SET data = ?", b"something else")  # of the content after
+    check = journal_check(state, tmp_path / "work")
+    assert not check.ok
+    assert check.detail.endswith("every run can still be undone")
+
+
+def test_a_run_that_is_undone_already_is_not_missed(state: Path, tmp_path: Path) -> None:
+    ran(tmp_path / "work", "r1", "1\n")
+    folder = ran(tmp_path / "work", "r2", "2\n", status="rolled_back")
+    damaged(folder, "DELETE FROM contents WHERE sha256 = ?", content_of(folder, "r2"))
+    check = journal_check(state, tmp_path / "work")
+    assert not check.ok
+    assert check.detail.endswith("every run can still be undone")
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM effects WHERE run = 'r1'", "UPDATE runs SET document = '{'"])
+def test_what_only_a_journal_that_is_whole_can_undo_is_told(state: Path, tmp_path: Path, statement: str) -> None:
+    ran(tmp_path / "work", "r1", "1\n")
+    folder = ran(tmp_path / "work", "r2", "2\n")
+    damaged(folder, statement)
+    check = journal_check(state, tmp_path / "work")
+    assert not check.ok
+    assert "none of its runs can be undone" in check.detail
+    assert f"copy {folder} before anything else" in check.hint
+
+
+def test_all_workspaces_are_read_when_asked_for_and_progress_is_told(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(tmp_path / "work", "r1", "1\n")
+    folder = ran(tmp_path / "shop", "r2", "2\n")
+    damaged(folder, "UPDATE contents SET data = ?", b"something else")
+    assert all(check.ok for check in doctor(state, tmp_path / "work"))
+    monkeypatch.setattr(doctors, "_LONG_BYTES", 0)
+    said: list[str] = []
+    checks = doctor(state, tmp_path / "work", every_workspace=True, progress=said.append)
+    assert [check.name for check in checks if not check.ok] == [f"journal of {tmp_path}/shop"]
+    assert [line.partition(": ")[0] for line in said] == [
+        f"reading the journal of {tmp_path}/shop",
+        f"reading the journal of {tmp_path}/work",
+    ]
+
+
+def test_unfinished_runs_are_told_with_the_commands_that_settle_them(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(state, "unfinished runs") == Check("unfinished runs", True, "none")
+    for name, status in (("done", "committed"), ("dead", "running"), ("stuck", "needs_attention")):
+        ran(tmp_path / name, f"r-{name}", "1\n", status=status)
+    monkeypatch.chdir(tmp_path / "dead")
+    check = found(state, "unfinished runs")
+    assert not check.ok
+    assert f"{tmp_path}/dead: run r-dead of 'test' is interrupted" in check.detail
+    assert f"{tmp_path}/stuck: run r-stuck of 'test' needs attention" in check.detail
+    assert "r-done" not in check.detail
+    assert "\n  qo resume r-dead\n" in check.hint
+    assert f"qo rollback r-stuck --workspace {tmp_path}/stuck" in check.hint
+
+
+def test_what_waits_for_an_approval_or_is_gone_is_no_complaint(state: Path, tmp_path: Path) -> None:
+    ran(tmp_path / "waits", "r-waits", "1\n", status="awaiting_approval")
+    ran(tmp_path / "gone", "r-gone", "1\n", status="paused")
+    shutil.rmtree(tmp_path / "gone")
+    check = found(state, "unfinished runs")
+    assert (check.ok, check.hint) == (True, "")
+    assert f"qo approve r-waits --workspace {tmp_path}/waits" in check.detail
+    assert "is paused, and the folder is gone" in check.detail
+
+
+def test_a_run_at_work_is_no_complaint(state: Path, tmp_path: Path) -> None:
+    folder = ran(tmp_path / "work", "r", "1\n", status="running")
+    journal = Journal(folder)
+    journal.lock.acquire()
+    assert found(state, "unfinished runs").ok
+    journal.lock.release()
+    assert not found(state, "unfinished runs").ok
+    journal.close()
