@@ -1,6 +1,6 @@
 """Commands that tell what has happened in a workspace: they read its journal, and change nothing.
 
-`status`, `history`, `show`, `diff` and `logs` work without a server, while a run is at work and after it has died; so
+`status`, `history`, `show` and `logs` work without a server, while a run is at work and after it has died; so
 they must not import Prefect. Whether a run lives is asked of the workspace's lock, never of its record alone.
 """
 
@@ -19,7 +19,7 @@ from cyclopts import Parameter
 from quantum_orchestrator.blocks.errors import StateError, UsageError
 from quantum_orchestrator.blocks.home import workspace_option
 from quantum_orchestrator.deployments.cli_options import TALK, Json, RunId, Talk, WorkspaceOfRuns, existing_root
-from quantum_orchestrator.deployments.screen import aligned, changed_files, human_time
+from quantum_orchestrator.deployments.screen import aligned, human_time
 
 if TYPE_CHECKING:
     from quantum_orchestrator.blocks.journal import Journal, RunRecord
@@ -30,12 +30,14 @@ NO_FILES = {"files": 0, "insertions": 0, "deletions": 0}
 
 @contextlib.contextmanager
 def journal_of(root: Path) -> Iterator[Journal]:
-    """A workspace's journal, for reading."""
+    """A workspace's journal, for reading. Prefect is told of a run that has died and could not say so itself."""
     from quantum_orchestrator.blocks.home import workspace_home
     from quantum_orchestrator.blocks.journal import Journal
+    from quantum_orchestrator.deployments.crashed import mark_crashed
 
     journal = Journal(workspace_home(root))
     try:
+        mark_crashed(journal, root)
         yield journal
     finally:
         journal.close()
@@ -105,7 +107,8 @@ def _ways_on(run_id: str, status: str, steps: list[str]) -> list[str]:
         case "interrupted" | "paused":
             return [f"qo resume {run_id}", f"qo rollback {run_id}"]
         case "needs_attention":
-            return [f"qo diff {run_id}", f"qo rollback {run_id}"]
+            keep = f"qo rollback {run_id} --force-conflicts keep"
+            return [f"qo diff {run_id}", f"qo rollback {run_id}", keep]
         case "committed" | "kept":
             return [f"qo diff {run_id}", f"qo rollback {run_id}"]
     return [f"qo show {run_id}"]
@@ -279,49 +282,6 @@ def run_report(journal: Journal, run: RunRecord) -> dict[str, Any]:
         for step in expand(document, run.inputs).steps
     ]
     return report.run_document(run, RunStatus(how), [*steps, *known.values()], journal, run.error)
-
-
-def diff(
-    run_id: RunId = None,
-    step: Annotated[str | None, Parameter(help="A step of the run; without it the whole run.")] = None,
-    /,
-    *,
-    stat: Annotated[bool, Parameter(help="Only which files, and how many lines.")] = False,
-    workspace: WorkspaceOfRuns = None,
-    json_: Json = False,
-    talk: Talk = TALK,
-) -> int:
-    """Show what a run has changed, as a git patch.
-
-    Without RUN, the newest.
-    """
-    from quantum_orchestrator.blocks import diff as patches
-    from quantum_orchestrator.deployments.planning import changes_json, counts_json
-    from quantum_orchestrator.flows.report import net_changes
-
-    root = existing_root(workspace)
-    with journal_of(root) as journal:
-        run = run_named(journal, root, run_id)
-        if step is not None and step not in journal.steps(run.id):
-            raise UsageError(
-                f"run {run.id} has no step {step!r}", hint=f"`qo show {run.id}{workspace_option(root)}` lists its steps"
-            )
-        changes = net_changes(journal, run.id, step)
-        patch = patches.render(changes, journal.content)
-        counts = counts_json(patches.statistics(changes, journal.content))
-        each = [(change.path, patches.statistics([change], journal.content)) for change in changes] if stat else []
-    screen = talk.screen
-    if json_:
-        document = {"run_id": run.id, "set": run.set_name, "status": run.status, "diff": counts}
-        screen.document({**document, "changes": changes_json(changes), "patch": patch})
-    elif stat:
-        rows = [[path, f"+{count.insertions} −{count.deletions}"] for path, count in each if count.files]
-        screen.result("\n".join([*aligned(rows, "  "), changed_files(counts)] if rows else [changed_files(counts)]))
-    else:
-        screen.patch(patch)
-        if not patch:
-            screen.note(f"run {run.id} ({run.status.replace('_', ' ')}) has left no change")
-    return 0
 
 
 # logs.

@@ -99,7 +99,7 @@ def run(
     named = file or plan or ""
     screen.note(f"{named}: checking")
     screen.flush()
-    options = _Options(parallel, on_failure, diff=diff, yes=yes, wait=not no_wait, json=json_)
+    options = Options(parallel, on_failure, diff=diff, yes=yes, wait=not no_wait, json=json_)
     if plan is not None:
         if input or inputs_file or check:
             raise UsageError("a plan holds its inputs: --plan goes without --input, --inputs-file and --check")
@@ -119,7 +119,7 @@ def run(
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class Options:
     """What the command line chose for a run."""
 
     parallel: int | None = None
@@ -128,6 +128,7 @@ class _Options:
     yes: bool = False
     wait: bool = True
     json: bool = False
+    start_at: str | None = None
 
     @property
     def policy(self) -> OnFailure | None:
@@ -140,15 +141,15 @@ class _Options:
 # Instruction sets and plans.
 
 
-def _run_source(screen: Screen, source: Source, inputs: Mapping[str, Any], root: Path, options: _Options) -> int:
+def _run_source(screen: Screen, source: Source, inputs: Mapping[str, Any], root: Path, options: Options) -> int:
     from quantum_orchestrator.flows.plan import build
 
     graph = build(source.document, inputs)
-    conduct = _Conductor(screen, made_root(root), options, from_stdin=source.file == STDIN)
+    conduct = Conductor(screen, made_root(root), options, from_stdin=source.file == STDIN)
     return conduct.start(source.document, inputs, graph)
 
 
-def _run_plan(screen: Screen, plan: str, workspace: str | None, options: _Options) -> int:
+def _run_plan(screen: Screen, plan: str, workspace: str | None, options: Options) -> int:
     from quantum_orchestrator.deployments.planning import tree_of
     from quantum_orchestrator.flows.plan import build
     from quantum_orchestrator.flows.plan_file import parse
@@ -159,14 +160,14 @@ def _run_plan(screen: Screen, plan: str, workspace: str | None, options: _Option
         made.check(tree)  # before a server is started for nothing
     graph = build(made.document, made.inputs)
     at_once = replace(options, wait=False)  # whoever is waited for would change what the plan rests on
-    conduct = _Conductor(screen, made_root(root), at_once, from_stdin=False)
+    conduct = Conductor(screen, made_root(root), at_once, from_stdin=False)
     return conduct.start(made.document, made.inputs, graph, made)
 
 
-class _Conductor:
+class Conductor:
     """Takes one run, new or begun before, to its end, and says what became of it."""
 
-    def __init__(self, screen: Screen, root: Path, options: _Options, *, from_stdin: bool) -> None:
+    def __init__(self, screen: Screen, root: Path, options: Options, *, from_stdin: bool) -> None:
         self.screen = screen
         self.root = root
         self.options = options
@@ -185,12 +186,16 @@ class _Conductor:
         connect(self.screen)
         from quantum_orchestrator.flows.orchestrate import run_set
 
+        with journal_of(self.root):
+            pass  # Prefect is told of a run that has died here, before another one begins
         if plan is not None:
             with tree_of(self.root) as tree:
                 plan.check(tree)
         self.screen.note(f"running {document.name!r} in {self.root}: {plural(len(graph.steps), 'step')}")
         with self._display(graph) as progress:
-            report = asyncio.run(run_set(self._request(document, inputs, progress)))
+            request = self._request(document, inputs, progress)
+            predicted = None if plan is None else plan.predicted
+            report = asyncio.run(run_set(replace(request, predicted=predicted)))
         return self.finish(report)
 
     def go_on(self, record: RunRecord, before: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -224,6 +229,7 @@ class _Conductor:
             on_failure=self.options.policy,
             approve=self.options.yes,
             wait=self.options.wait,
+            start_at=self.options.start_at,
             actor=actor(),
             ask=progress.ask if self.may_ask else None,
             on_wait=lambda holder: progress.say(f"waiting for another run in this workspace (process {holder})"),
@@ -317,7 +323,7 @@ def _older_block(text: bytes, file: str) -> Mapping[str, Any] | None:
 
 
 def _run_older(
-    screen: Screen, block: Mapping[str, Any], file: str, given: Mapping[str, Any], root: Path, options: _Options
+    screen: Screen, block: Mapping[str, Any], file: str, given: Mapping[str, Any], root: Path, options: Options
 ) -> int:
     """Run a block in the older format: one line of JSON on standard output, whatever happens."""
     from quantum_orchestrator.flows import wizardpro
@@ -350,7 +356,7 @@ def _block_run(
     block: Mapping[str, Any],
     given: Mapping[str, Any],
     root: Path,
-    options: _Options,
+    options: Options,
     *,
     may_ask: bool,
 ) -> Coroutine[Any, Any, tuple[dict[str, Any], int]]:
@@ -390,7 +396,7 @@ def approve(
 
     Without RUN, the run of this workspace that waits.
     """
-    conduct, report = _decide(talk.screen, run_id, step, workspace, _Options(diff=diff, json=json_), approved=True)
+    conduct, report = _decide(talk.screen, run_id, step, workspace, Options(diff=diff, json=json_), approved=True)
     return conduct.finish(report)
 
 
@@ -407,13 +413,13 @@ def reject(
 
     Exit code 0 if everything was undone, as asked.
     """
-    conduct, report = _decide(talk.screen, run_id, step, workspace, _Options(json=json_), approved=False)
+    conduct, report = _decide(talk.screen, run_id, step, workspace, Options(json=json_), approved=False)
     return conduct.finish(report, 0 if report["status"] == "rolled_back" else None)
 
 
 def _decide(
-    screen: Screen, run_id: str | None, step: str | None, workspace: str | None, options: _Options, *, approved: bool
-) -> tuple[_Conductor, dict[str, Any]]:
+    screen: Screen, run_id: str | None, step: str | None, workspace: str | None, options: Options, *, approved: bool
+) -> tuple[Conductor, dict[str, Any]]:
     root = existing_root(workspace)
     with journal_of(root) as journal:
         record = _waiting_run(journal, root, run_id)
@@ -423,7 +429,7 @@ def _decide(
             if not journal.decide(record.id, step, approved=approved, actor=actor()):
                 raise _decided_already(root, record.id, step)
 
-        conduct = _Conductor(screen, made_root(root), options, from_stdin=False)
+        conduct = Conductor(screen, made_root(root), options, from_stdin=False)
         return conduct, conduct.go_on(record, decide)
 
 
@@ -512,76 +518,3 @@ def _await_end(journal: Journal, root: Path, record: RunRecord) -> RunRecord:
         if how != "running":
             return now
         time.sleep(CANCEL_SECONDS)
-
-
-def resume(
-    run_id: RunId = None,
-    /,
-    *,
-    workspace: WorkspaceOfRuns = None,
-    parallel: Parallel = None,
-    diff: ShowDiff = False,
-    json_: Json = False,
-    talk: Talk = TALK,
-) -> int:
-    """Go on with a run that was paused or has died.
-
-    Without RUN, the unfinished run of this workspace. Steps that had ended are
-    not run again.
-    """
-    root = existing_root(workspace)
-    with journal_of(root) as journal:
-        record = _unfinished(journal, root, run_id)
-    conduct = _Conductor(talk.screen, made_root(root), _Options(parallel, diff=diff, json=json_), from_stdin=False)
-    return conduct.finish(conduct.go_on(record))
-
-
-def _unfinished(journal: Journal, root: Path, run_id: str | None) -> RunRecord:
-    """The run to go on with. Raises UsageError for one that has ended, or is at work."""
-    from quantum_orchestrator.flows.recover import find_unfinished
-
-    record = find_unfinished(journal) if run_id is None else run_named(journal, root, run_id)
-    how = standing(journal, record)
-    if how == "running":
-        raise UsageError(
-            f"run {record.id} is at work (process {record.pid})",
-            hint=f"`qo logs {record.id} -f{workspace_option(root)}` follows it",
-        )
-    if how not in ("interrupted", "paused", "awaiting_approval"):
-        raise UsageError(f"run {record.id} is {how.replace('_', ' ')}: there is nothing to go on with")
-    return record
-
-
-def rollback(
-    run_id: RunId = None,
-    /,
-    *,
-    check: Annotated[bool, Parameter(help="Only show what would be put back.")] = False,
-    workspace: WorkspaceOfRuns = None,
-    json_: Json = False,
-    talk: Talk = TALK,
-) -> int:
-    """Undo a run.
-
-    The unfinished one of this workspace, or RUN, committed or not.
-    Refused, with nothing changed, where somebody else has changed its files
-    since.
-    """
-    from quantum_orchestrator.deployments.planning import changes_json
-    from quantum_orchestrator.flows.recover import rollback as undo
-
-    root = existing_root(workspace)
-    with journal_of(root) as journal:
-        known = run_id if run_id is None else run_named(journal, root, run_id).id
-    undone = undo(root, known, check=check)
-    screen = talk.screen
-    if json_:
-        status = "planned" if check else "rolled_back"
-        changes = changes_json(undone.changes)
-        screen.document({"run_id": undone.run_id, "status": status, "changes": changes, "patch": undone.patch})
-    elif check:
-        screen.comment([f"rolling back run {undone.run_id} would change {plural(len(undone.changes), 'path')}"])
-        screen.patch(undone.patch)
-    else:
-        screen.result(f"rolled back: run {undone.run_id}, {plural(len(undone.changes), 'path')} put back")
-    return 0

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from quantum_orchestrator.deployments.screen import Screen, aligned, changed_files, human_time, visible
-from quantum_orchestrator.flows.results import EventKind, RunEvent, StepStatus
+from quantum_orchestrator.flows.results import TO_CHECKPOINT, EventKind, RunEvent, StepStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -87,7 +87,8 @@ class RunView:
                 return [(f"  {event.step}: {event.message}", "")] if spoken else []
             case EventKind.ROLLING_BACK:
                 self.rolling_back = True
-                return [("↶ rolling back", "yellow")]
+                place = f" {event.message}" if event.message.startswith(TO_CHECKPOINT) else ""
+                return [(f"↶ rolling back{place}", "yellow")]
             case EventKind.SERVER_LOST:
                 self.server_lost = True
                 return [(f"! {event.message}", "yellow")]

@@ -1,13 +1,14 @@
-"""Which Prefect API the user has configured, read without importing Prefect.
+"""Which Prefect API the user has configured, and what it asks for, read without importing Prefect.
 
 Prefect looks, in this order, at the environment, `.env`, `prefect.toml` and `pyproject.toml` of the current folder,
-and the active profile; importing it to ask costs two seconds. Here the same places are read for one setting, so that
+and the active profile; importing it to ask costs two seconds. Here the same places are read for a few settings, so that
 commands that need no Prefect can tell, and our own server can start while Prefect is imported. A test compares the
 answers with Prefect's own. Whoever is about to use a URL found here asks Prefect itself (`server.Pending.wait`).
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,15 +16,27 @@ from pathlib import Path
 
 from quantum_orchestrator.blocks.errors import UsageError
 
-_NAME = "PREFECT_API_URL"
-
 
 def configured_api_url() -> str | None:
     """The API URL that Prefect would use in this environment and folder; None if none is configured.
 
     UsageError if a file that Prefect reads is no TOML: Prefect could not be imported here.
     """
-    for value in (_in_environment(), _in_dotenv(_NAME), *_in_toml("api", "url"), _in_profile()):
+    return _configured("PREFECT_API_URL", "api", "url")
+
+
+def authorization() -> dict[str, str]:
+    """The header that shows a configured API who asks, as Prefect's own client makes it; none if none is configured."""
+    if login := _configured("PREFECT_API_AUTH_STRING", "api", "auth_string"):
+        return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    if key := _configured("PREFECT_API_KEY", "api", "key"):
+        return {"Authorization": f"Bearer {key}"}
+    return {}
+
+
+def _configured(name: str, *keys: str) -> str | None:
+    """A setting by its name in the environment and in profiles, and by its keys in TOML; None if it is not set."""
+    for value in (_in_environment(name), _in_dotenv(name), *_in_toml(*keys), _in_profile(name)):
         if value is not None:
             return value or None
     return None
@@ -46,9 +59,9 @@ def ui_address(api_url: str) -> str:
     return page.replace("/accounts/", "/account/").replace("/workspaces/", "/workspace/")
 
 
-def _in_environment() -> str | None:
+def _in_environment(name: str) -> str | None:
     # Prefect's settings take any letter case.
-    return next((value for name, value in os.environ.items() if name.upper() == _NAME), None)
+    return next((value for key, value in os.environ.items() if key.upper() == name), None)
 
 
 def _in_dotenv(name: str) -> str | None:
@@ -66,7 +79,7 @@ def _in_toml(*keys: str) -> list[str | None]:
     return [_text(_toml(Path(file)), path) for file, path in places]
 
 
-def _in_profile() -> str | None:
+def _in_profile(name: str) -> str | None:
     file = profiles_path()
     if not file.is_file():
         return None
@@ -75,7 +88,7 @@ def _in_profile() -> str | None:
     except tomllib.TOMLDecodeError:
         return None  # Prefect warns of it and goes on without a profile
     active = os.environ.get("PREFECT_PROFILE") or _text(profiles, ("active",))
-    return _text(profiles, ("profiles", active, _NAME)) if active else None
+    return _text(profiles, ("profiles", active, name)) if active else None
 
 
 def _toml(file: Path) -> Mapping[str, object]:

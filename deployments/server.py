@@ -105,6 +105,12 @@ def find(home: Path) -> Connection | None:
     return record.connection if record else None
 
 
+def answering(home: Path) -> Connection | None:
+    """The same if it answers at this moment, for what Prefect may show and need not."""
+    known = find(home)
+    return known if known is not None and unreachable(known.api_url, timeout=1.0) is None else None
+
+
 def begin(home: Path) -> Pending:
     """Start our server if one is surely needed, without waiting for it; import Prefect meanwhile, then `wait()`."""
     if configured_api_url():

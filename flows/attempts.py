@@ -8,16 +8,19 @@ leaves for the journal, Prefect or a terminal is masked.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from quantum_orchestrator.blocks.errors import NeedsAttention, OperationError, QuantumError
-from quantum_orchestrator.blocks.home import RUN_ROOT
+from quantum_orchestrator.blocks.home import RUN_ROOT, workspace_option
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.redaction import Redactor
 from quantum_orchestrator.blocks.repository import Repository
 from quantum_orchestrator.blocks.sandbox import Processes
 from quantum_orchestrator.blocks.tree import Overlay, printable
-from quantum_orchestrator.blocks.workspace import GIT, Workspace
+from quantum_orchestrator.blocks.workspace import GIT, Undo, Workspace
 from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet
 from quantum_orchestrator.flows.expressions import Scope
 from quantum_orchestrator.flows.plan import Step, effects_of, resolved_parameters
@@ -28,6 +31,7 @@ from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, 
 Observer = Callable[[RunEvent], None]
 Outputs = Mapping[str, Any]
 
+MOST_NAMED = 10
 EXPECTED = (QuantumError, Unknown)
 """What fails a step without being a defect of its operation."""
 
@@ -76,12 +80,14 @@ class Attempts:
     def _undo_attempt(self, step: Step, problem: BaseException) -> None:
         """Raises NeedsAttention where it cannot be undone: nothing may go on from what it left."""
         try:
-            conflicts = self._workspace.undo(self._run_id, step.id).conflicts
-            stuck = conflict_error(self._run_id, conflicts) if conflicts else None
+            undo = self._workspace.undo(self._run_id, step.id)
+            stuck: NeedsAttention | None = None
+            if undo.conflicts:
+                stuck = conflict_error(self._run_id, undo, self._workspace.root)
         except (QuantumError, OSError) as error:
             stuck = NeedsAttention(
                 f"it failed ({problem}), and what it had done could not be undone: {error}",
-                hint=f"mend that, then `qo rollback {self._run_id}`",
+                hint=f"mend that, then `qo rollback {self._run_id}{workspace_option(self._workspace.root)}`",
             )
         if stuck is not None:
             self.stuck[step.id] = stuck
@@ -103,6 +109,8 @@ class Attempts:
         context = self._context(step, token)
         operation = registry.get(step.instruction.op)
         parameters = resolved_parameters(step, scope)
+        if effects.irreversible:
+            self._announce(step, context)
         if effects.predictable:
             outputs = operation.run(parameters, context)
             self._workspace.apply(self._run_id, step.id, context.files.changes(), context.files.content_of)
@@ -112,21 +120,42 @@ class Attempts:
         masked: dict[str, Any] = self.redactor.value(done)
         return masked
 
+    def _announce(self, step: Step, context: Context) -> None:
+        """Record durably, after all that the run has done so far, that something outside may change from now on."""
+        journal = self._workspace.journal
+        self._workspace.folder.syncfs()
+        sending = journal.begin_sending(self._run_id, step.id, f"{self._run_id}/{step.id}/{uuid4().hex[:8]}")
+        context.idempotency_key, context.in_doubt = sending.key, sending.in_doubt
+        context.not_sent = partial(journal.drop_sending, self._run_id, step.id)
+        if sending.in_doubt:
+            context.log(f"an earlier try may have got through; this one has the same key, {sending.key}")
+
     def _watched(self, step: Step, effects: Effects, act: Callable[[], dict[str, Any]]) -> Outputs:
         """Run an operation that acts by itself between a capture and its difference."""
         areas = [*(access.path for access in effects.writes), *effects.makes]
         if not areas:
             return act()
-        self._workspace.capture(self._run_id, step.id, areas)
+        self._workspace.capture(self._run_id, step.id, areas, keeps_objects=effects.keeps_objects)
         outputs = act()
         changes = self._workspace.finish(self._run_id, step.id)
+        self._note_excluded(step, outputs)
         if "changed" in outputs and not outputs["changed"]:  # a script cannot know
             outputs["changed"] = [printable(each.path) for each in changes if GIT not in each.path.split("/")]
         return outputs
 
+    def _note_excluded(self, step: Step, outputs: dict[str, Any]) -> None:
+        """Say which caches, left out of snapshots, the step has touched: those changes are not undone."""
+        touched = [printable(path) for path in self._workspace.excluded_touched(self._run_id, step.id)]
+        if "excluded" in outputs:
+            outputs["excluded"] = touched
+        if touched:
+            message = f"not captured, as snapshots exclude it: {', '.join(touched)}"
+            self._observe(RunEvent(EventKind.LOG, step.id, step.instruction.op, message))
+
     def _context(self, step: Step, token: CancelToken) -> Context:
         document, instruction = step.scope.document, step.instruction
         secrets = self._secrets_of(instruction.secrets)
+        lock = self._workspace.journal.lock.descriptor  # what they start holds it until its end, also if this dies
         return Context(
             files=Overlay(self._workspace.tree),
             step_id=step.id,
@@ -137,8 +166,8 @@ class Attempts:
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
             root=self._workspace.root,
             policy=self._policy,
-            processes=Processes(require=self._policy.sandbox_require),
-            repository=Repository(self._workspace.root, self._policy),
+            processes=Processes(require=self._policy.sandbox_require, lock=lock),
+            repository=Repository(self._workspace.root, self._policy, lock=lock),
         )
 
     def _secrets_of(self, names: Collection[str]) -> dict[str, str]:
@@ -166,10 +195,30 @@ def _secrets_named(instruction: Instruction) -> Iterator[str]:
         yield from _secrets_named(each)
 
 
-def conflict_error(run_id: str, paths: Sequence[str]) -> NeedsAttention:
+class Conflicted(NeedsAttention):
     """Somebody else changed paths that were to be put back."""
-    shown = ", ".join(map(printable, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
-    return NeedsAttention(
-        f"changed by somebody else meanwhile, and left as they are: {shown}",
-        hint=f"`qo diff {run_id}` shows what the run did; settle the files by hand",
+
+    def __init__(self, message: str, *, hint: str, paths: Sequence[str]) -> None:
+        super().__init__(message, hint=hint)
+        self.paths = list(paths)
+
+    @property
+    def kind(self) -> str:
+        """The public name, of which there is one for all that a person must look at."""
+        return NeedsAttention.__name__
+
+
+def conflict_error(run_id: str, undo: Undo, root: Path) -> Conflicted:
+    """The error that names them, and says how to settle it."""
+    named = [f"{printable(path)}{_because(undo.reasons.get(path))}" for path in undo.conflicts[:MOST_NAMED]]
+    more = f" and {len(undo.conflicts) - MOST_NAMED} more" if len(undo.conflicts) > MOST_NAMED else ""
+    settle = f"`qo rollback {run_id}{workspace_option(root)} --force-conflicts"
+    return Conflicted(
+        f"changed by somebody else meanwhile, and left as they are: {', '.join(named)}{more}",
+        hint=f"{settle} keep` leaves them so and undoes the rest; {settle} overwrite` puts them aside and undoes all",
+        paths=undo.conflicts,
     )
+
+
+def _because(reason: str | None) -> str:
+    return f" ({printable(reason)})" if reason else ""

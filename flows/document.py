@@ -85,6 +85,18 @@ class OnFailure(StrEnum):
     PAUSE = "pause"
 
 
+CHECKPOINT = "checkpoint"
+"""The operation that `rollback_to` refers to."""
+
+
+class RollbackTo(BaseModel):
+    """`on_failure: {"rollback_to": NAME}`: what came before a checkpoint stays; without one passed, nothing does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    rollback_to: str = Field(min_length=1, description="The name of a checkpoint of the set")
+
+
 class Trust(StrEnum):
     """Where a set comes from, as far as safety goes."""
 
@@ -174,8 +186,10 @@ class InstructionSet(BaseModel):
         json_schema_extra={"additionalProperties": False},
     )
     secrets: list[Variable] = Field(default=[], description="Names of the secrets that steps may ask for")
-    on_failure: Annotated[OnFailure, Field(strict=False)] = Field(
-        default=OnFailure.ROLLBACK, description="What becomes of the effects when an instruction fails"
+    on_failure: Annotated[OnFailure, Field(strict=False)] | RollbackTo = Field(
+        default=OnFailure.ROLLBACK,
+        description="What becomes of the effects when an instruction fails: all undone, kept, kept until `qo resume`, "
+        'or undone to a checkpoint: {"rollback_to": NAME}',
     )
     order: Annotated[Order, Field(strict=False)] = Field(
         default=Order.INFERRED, description="inferred: parallel where effects allow; sequential; explicit: `needs` only"

@@ -1,14 +1,14 @@
 """A run: the steps of a set, carried out in the order that the plan found, and what becomes of their effects.
 
-The engine decides and keeps the books; it does not know Prefect. Each step is handed to a `StepRunner` (Prefect's is in
+The engine decides; it does not know Prefect. Each step is handed to a `StepRunner` (Prefect's is in
 `flows/orchestrate.py`), which calls the attempt that it is given, again after a failure if the instruction says so. The
 journal is the authority: a step that it records as done is not run again, whoever asks.
 
 How a run ends:
 - every step succeeded (or its failure was handled): the effects stay, *committed*;
 - a step failed: what runs is waited for, and all effects are undone (*rolled back*), or those up to the failed step
-  stay (*kept*, *paused*). Steps that would have come after it, one by one, but had run already, are undone, so that
-  what stays is what a run one by one leaves;
+  stay (*kept*, *paused*), or those up to a checkpoint (*kept*). Steps that would have come after it, one by one, but
+  had run already, are undone, so that what stays is what a run one by one leaves;
 - an interrupt undoes everything (*cancelled*); an approval that nobody has given leaves the run *awaiting* it;
 - a path that somebody else changed meanwhile is left alone: the run *needs attention*.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,42 +33,44 @@ from quantum_orchestrator.blocks.errors import (
     QuantumError,
     StateError,
     TimedOut,
+    UsageError,
 )
-from quantum_orchestrator.blocks.journal import RunRecord
+from quantum_orchestrator.blocks.journal import RunRecord, boot_id
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import printable
-from quantum_orchestrator.blocks.workspace import Undo, Workspace
-from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Observer, Outputs, conflict_error
-from quantum_orchestrator.flows.document import ErrorHandler, InstructionSet, OnFailure, Trust
-from quantum_orchestrator.flows.expressions import Scope
+from quantum_orchestrator.blocks.workspace import Conflicts, Undo, Workspace
+from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Conflicted, Observer, Outputs
+from quantum_orchestrator.flows.books import Books
+from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, InstructionSet, OnFailure, RollbackTo, Trust
 from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
     Step,
     connect,
-    expand,
-    expand_step,
+    effects_of,
     handler_steps,
     resolved_parameters,
-    values_of,
 )
 from quantum_orchestrator.flows.prediction import is_wanted
 from quantum_orchestrator.flows.results import (
+    TO_CHECKPOINT,
     EventKind,
     RunEvent,
     RunStatus,
-    RunValues,
     StepResult,
     StepStatus,
     error_json,
 )
 from quantum_orchestrator.flows.schedule import ReadyQueue
 from quantum_orchestrator.flows.stopping import Stop, in_a_thread_left_behind
+from quantum_orchestrator.flows.undoing import Undoing, plainly
 from quantum_orchestrator.tasks.operation import CancelToken
 
 Attempt = Callable[[], Awaitable[Outputs]]
 
-
+COSTLY_SECONDS = 0.25
+"""A step that took so long is not to be run again for want of a record."""
+_STAYS_UNTIL_SOMEBODY_DECIDES = (RunStatus.PAUSED, RunStatus.KEPT, RunStatus.AWAITING_APPROVAL)
 FATAL = (NeedsAttention, StateError)
 """What ends the run whatever the step's `on_error` says: the workspace is not as the journal has it."""
 
@@ -102,13 +104,21 @@ class StepRunner(Protocol):
         Raises what the last attempt raised, TimedOut when the instruction's `timeout` ended it, and Interrupted.
         """
 
+    async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
+        """Do the work, exactly once and whatever else fails, and show it under this name; the paths put back.
+
+        Raises what the work raised.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """What the caller chooses for one run."""
 
     parallel: int
-    on_failure: OnFailure
+    on_failure: OnFailure | RollbackTo
+    start_at: str | None = None
+    """A step from which on everything runs again, whatever an earlier process has done."""
     approve: bool = False
     """Every approval is given in advance."""
     actor: str = "unknown"
@@ -126,6 +136,8 @@ class Outcome:
     error: QuantumError | None = None
     failed_step: str | None = None
     conflicts: list[str] = field(default_factory=list)
+    checkpoint: str | None = None
+    """The effects up to here stay."""
 
 
 class Run:
@@ -152,16 +164,10 @@ class Run:
         self.journal = workspace.journal
         self.settings = settings
         self.policy = policy
+        self.books = Books(record, document, self.journal)
+        self.graph = self.books.graph
         self._runner = runner
-        self.expansion = expand(document, record.inputs)
-        self.graph = connect(self.expansion, document.order)
-        self.results: dict[str, StepResult] = {}
-        self.inner: dict[str, Expansion] = {}
-        """What steps became while running, by their id (an error handler's under `<id>/on_error`)."""
         self._observers = list(observers)
-        self._values = RunValues(self.graph.groups)
-        self._values_of_run = {"id": record.id, "name": document.name, "started_at": record.started_at}
-        self._recorded = self.journal.steps(record.id)  # how an earlier process left them; see _take_recorded
         self._decisions = self.journal.decisions(record.id)
         self._places = asyncio.Semaphore(settings.parallel)
         self._capacity = machine_capacity()
@@ -173,8 +179,17 @@ class Run:
             workspace,
             policy,
             observe=self.observe,
-            scope_of=self._scope,
+            scope_of=self.books.scope,
             secrets=settings.secrets,
+        )
+        self._undoing = Undoing(
+            self.books,
+            workspace,
+            self._attempts,
+            in_thread=self._in_thread,
+            show=plainly if runner is None else runner.undo,
+            observe=self.observe,
+            torn=was_cut_short(record),
         )
 
     # The whole.
@@ -183,6 +198,8 @@ class Run:
         """Run to an end, whichever; the journal and the workspace agree when it returns."""
         try:
             outcome = await self._execute()
+            if outcome.status in _STAYS_UNTIL_SOMEBODY_DECIDES:
+                await asyncio.to_thread(self.workspace.folder.syncfs)
         finally:
             self._threads.shutdown(wait=True)
         self.journal.update(
@@ -198,7 +215,7 @@ class Run:
         try:
             async with limit:
                 await self._in_thread(partial(self._attempts.load_secrets, self.graph.steps))
-                await self._in_thread(self._settle)
+                await self._settle()
                 await self._run_graph(self.graph, None, self._stop)
             await self._in_thread(self.workspace.folder.syncfs)
         except ApprovalAwaited as awaited:
@@ -224,14 +241,37 @@ class Run:
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _settle(self) -> None:
-        """Undo what an earlier process had begun and not seen to its end: those steps run anew."""
-        done = {step_id for step_id, record in self._recorded.items() if record.status == StepStatus.SUCCEEDED}
+    async def _settle(self) -> None:
+        """Undo what an earlier process had begun and not seen to its end, or is to be done again: those run anew."""
+        again = await self._in_thread(self._settle_what_was_cut_short)
+        if self.settings.start_at is not None:
+            again.append(self.settings.start_at)
+        if again:
+            self.books.take_over()
+            await self._undoing.steps(self.graph.steps[self._first_place(again) :])
+            self._decisions = self.journal.decisions(self.id)
+        self.journal.update(self.id, boot_id=boot_id())
+        self._undoing.torn = False
+
+    def _first_place(self, step_ids: Sequence[str]) -> int:
+        places = [self.books.place(step_id) for step_id in step_ids]
+        found = [place for place in places if place is not None]
+        if len(found) < len(places):
+            raise StateError(f"run {self.id} has no step {', '.join(step_ids)}", hint="`qo show` lists its steps")
+        return min(found)
+
+    def _settle_what_was_cut_short(self) -> list[str]:
+        """The steps that a power cut has taken back, as far as that could not be made up for."""
+        done = {step_id for step_id, record in self.books.recorded.items() if record.status == StepStatus.SUCCEEDED}
+        lost: list[str] = []
+        if self._undoing.torn:
+            redo = self.workspace.redo(self.id, done)
+            self._undoing.tell_aside(redo.aside)
+            lost = redo.lost
         begun = {effect.step for effect in self.journal.effects(self.id)} | set(self.journal.steps_captured(self.id))
         if begun - done:
-            conflicts = self.workspace.undo(self.id, begun - done).conflicts
-            if conflicts:
-                raise conflict_error(self.id, conflicts)
+            self._undoing.put_back(begun - done)
+        return lost
 
     def interrupt(self) -> None:
         """Ask for the end: running steps are stopped, and `execute` undoes everything. Safe in a signal handler."""
@@ -281,7 +321,7 @@ class Run:
             return
         problems[step] = problem
         queue.stop_after(step.id)
-        if self.settings.on_failure is OnFailure.ROLLBACK and step.instruction.on_error == "fail":
+        if not _keeps_what_came_before(self.settings.on_failure) and step.instruction.on_error == "fail":
             queue.stop()  # everything is undone anyway
 
     def _waited(self, step: Step) -> list[str]:
@@ -294,7 +334,7 @@ class Run:
             return
         started = time.monotonic()
         try:
-            if not is_wanted(step, self._scope(step)):
+            if not is_wanted(step, self.books.scope(step)):
                 self._end(step, StepResult(step.id, step.instruction.op, StepStatus.SKIPPED))
                 return
             await self._run_wanted(step, after, started, stop)
@@ -304,9 +344,6 @@ class Run:
             if isinstance(error, FATAL):
                 raise StepFailed(step, error) from problem
             await self._handle(step, error, stop)
-
-    def _scope(self, step: Step) -> Scope:
-        return values_of(step, self._values.view(step.scope.prefixes), self._values_of_run)
 
     async def _run_wanted(self, step: Step, after: list[str], started: float, stop: Stop) -> None:
         if step.deferred_expansion:
@@ -322,23 +359,23 @@ class Run:
 
         One that succeeded goes to its runner all the same, so that Prefect shows it as cached; see `_run_operation`.
         """
-        record = self._recorded.get(step.id)
+        record = self.books.recorded.get(step.id)
         if record is None or record.status not in (StepStatus.SKIPPED, StepStatus.FAILED):
             return False
         result = StepResult.of(record)
         if record.status == StepStatus.FAILED and (step.instruction.on_error == "fail" or result.error is None):
             return False
-        self._set(step, result)
+        self.books.set(result)
         if result.error is not None:
             await self._handle(step, result.error, stop)
         return True
 
     async def _run_operation(self, step: Step, after: list[str], started: float, stop: Stop) -> None:
         result = StepResult(step.id, step.instruction.op, StepStatus.RUNNING)
-        self.results[step.id] = result
+        self.books.results[step.id] = result
         self.observe(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
 
-        recorded = self._recorded.get(step.id)
+        recorded = self.books.recorded.get(step.id)
         if recorded is not None and recorded.status != StepStatus.SUCCEEDED:
             recorded = None
 
@@ -354,7 +391,7 @@ class Run:
             raise QuantumError("a run without a runner cannot run steps")
         outputs = await stop.wait(partial(self._runner.run, step, attempt, after, reuse=recorded is not None))
         if recorded is not None:
-            self._set(step, StepResult.of(recorded))
+            self.books.set(StepResult.of(recorded))
             return
         result.status, result.outputs, result.duration_s = StepStatus.SUCCEEDED, outputs, time.monotonic() - started
         self._end(step, result)
@@ -377,9 +414,9 @@ class Run:
     # Steps that become several.
 
     async def _run_expansion(self, step: Step, stop: Stop) -> None:
-        expansion = expand_step(step, self._values.view(step.scope.prefixes), self._values_of_run)
+        expansion = self.books.expand(step)
         if not expansion.steps:
-            self._values.groups.update(expansion.groups)
+            self.books.add_groups(expansion)
             self._end(step, StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED))
             return
         if step.is_list:
@@ -397,43 +434,19 @@ class Run:
                     raise
                 if isinstance(problem, StepFailed) and isinstance(problem.error, FATAL):
                     raise
-                await self._take_back(expansion.steps)
+                await self._undoing.steps(expansion.steps)
                 if number == step.instruction.retries:
                     raise _call_failed(step, problem) from problem
                 await stop.wait(partial(asyncio.sleep, _delay(step, number)))
 
     async def _run_inner(self, step: Step, name: str, expansion: Expansion, stop: Stop) -> None:
-        self.inner[name] = expansion
-        self._values.groups.update(expansion.groups)
+        self.books.take_in(name, expansion)
         await self._run_graph(connect(expansion), step, stop)
-
-    async def _take_back(self, steps: Sequence[Step]) -> None:
-        """Undo steps and all that they became, as if they had not run.
-
-        That they have to run again is durable before anything is undone: a process that dies in between resumes so.
-        """
-        names = {step.id for step in steps}
-        known = {*self.results, *self._recorded}
-        chosen = sorted(names | {step_id for step_id in known if not names.isdisjoint(_owners(step_id))})
-        await self._in_thread(partial(self._compensate, chosen))
-        for step_id in chosen:
-            self.results.pop(step_id, None)
-            self._recorded.pop(step_id, None)
-        undo = await self._in_thread(partial(self._undo_steps, [*chosen, *(f"{each}/undo" for each in chosen)]))
-        if undo.conflicts:
-            raise conflict_error(self.id, undo.conflicts)
-
-    def _undo_steps(self, step_ids: Sequence[str]) -> Undo:
-        self.journal.set_step_status(self.id, step_ids, StepStatus.PENDING.value)
-        try:
-            return self.workspace.undo(self.id, step_ids)
-        except (OperationError, OSError) as problem:
-            raise _rollback_failed(self.id, problem) from problem
 
     # Failure.
 
     def _fail(self, step: Step, error: QuantumError, started: float) -> None:
-        result = self.results.get(step.id) or StepResult(step.id, step.instruction.op, StepStatus.FAILED)
+        result = self.books.results.get(step.id) or StepResult(step.id, step.instruction.op, StepStatus.FAILED)
         result.status, result.error, result.duration_s = StepStatus.FAILED, error, time.monotonic() - started
         self._end(step, result)
 
@@ -448,85 +461,75 @@ class Run:
 
     async def _after_failure(self, failed: StepFailed) -> Outcome:
         outcome = Outcome(RunStatus.ROLLED_BACK, failed.error, failed.step.id)
-        if self.settings.on_failure is OnFailure.ROLLBACK:
-            return await self._roll_back(outcome)
-        paused = self.settings.on_failure is OnFailure.PAUSE
-        outcome.status = RunStatus.PAUSED if paused else RunStatus.KEPT
+        chosen = self.settings.on_failure
+        if isinstance(chosen, RollbackTo):
+            after = self.books.after_checkpoint(chosen.rollback_to)
+            if after is not None:
+                outcome.status, outcome.checkpoint = RunStatus.KEPT, chosen.rollback_to
+                return await self._undo_after(outcome, after, shown=True)
+        if chosen is OnFailure.KEEP or chosen is OnFailure.PAUSE:
+            place = self.books.place(failed.step.id)
+            assert place is not None
+            outcome.status = RunStatus.PAUSED if chosen is OnFailure.PAUSE else RunStatus.KEPT
+            return await self._undo_after(outcome, self.graph.steps[place + 1 :], shown=False)
+        return await self._roll_back(outcome)
+
+    async def _undo_after(self, outcome: Outcome, steps: Sequence[Step], *, shown: bool) -> Outcome:
+        """Undo steps that come after a checkpoint, or that ran ahead of a failure: one by one, they would not have."""
+        if shown:
+            self.observe(RunEvent(EventKind.ROLLING_BACK, message=f"{TO_CHECKPOINT}{outcome.checkpoint}"))
         try:
-            await self._undo_what_came_after(failed.step)
+            await (self._undoing.shown(steps) if shown else self._undoing.steps(steps))
         except FATAL as problem:
             outcome.error = problem
         if isinstance(outcome.error, FATAL):
             outcome.status = RunStatus.NEEDS_ATTENTION
         return outcome
 
-    async def _undo_what_came_after(self, failed: Step) -> None:
-        """Undo steps that ran ahead of a failure: one by one, they would not have run."""
-        place = next(self.graph.position[each] for each in _owners(failed.id) if each in self.graph.position)
-        await self._take_back(self.graph.steps[place + 1 :])
-
     async def _roll_back(self, outcome: Outcome) -> Outcome:
         """Undo everything that the run did; a second interrupt does not stop it."""
         self.observe(RunEvent(EventKind.ROLLING_BACK, message=str(outcome.error or "interrupted")))
-        succeeded = self._succeeded()
+        self.books.take_over()
         try:
-            await self._in_thread(partial(self._compensate, succeeded))
-            undo = await self._in_thread(partial(self._undo_all, succeeded))
+            await self._undoing.everything()
+        except Conflicted as problem:
+            outcome.status, outcome.error, outcome.conflicts = RunStatus.NEEDS_ATTENTION, problem, problem.paths
+        except NeedsAttention as problem:
+            outcome.status, outcome.error = RunStatus.NEEDS_ATTENTION, self._attempts.clean(problem)
         except (QuantumError, OSError) as problem:
-            outcome.status, outcome.error = (
-                RunStatus.NEEDS_ATTENTION,
-                self._attempts.clean(_rollback_failed(self.id, problem)),
-            )
-            return outcome
-        for result in self.results.values():
-            if result.status in (StepStatus.SUCCEEDED, StepStatus.RUNNING):
-                result.status = StepStatus.ROLLED_BACK
-        self.journal.set_step_status(self.id, succeeded, StepStatus.ROLLED_BACK.value)
-        if undo.conflicts:
-            outcome.conflicts = undo.conflicts
             outcome.status = RunStatus.NEEDS_ATTENTION
-            outcome.error = conflict_error(self.id, undo.conflicts)
+            outcome.error = self._attempts.clean(self._undoing.failed(problem))
         return outcome
 
-    def _undo_all(self, succeeded: Sequence[str]) -> Undo:
-        """See `_take_back` for the order."""
-        self.journal.set_step_status(self.id, succeeded, StepStatus.PENDING.value)
-        undo = self.workspace.undo(self.id)
-        self.workspace.folder.syncfs()
-        return undo
+    async def unwind(self, *, to: str | None = None, conflicts: Conflicts = Conflicts.REPORT) -> Undo:
+        """Undo what a run that is not at work has left: all of it, or what came after a checkpoint.
 
-    def _succeeded(self) -> list[str]:
-        """The steps whose effects stand, in this process's books or an earlier one's, in the order of their ends."""
-        for step_id, record in self._recorded.items():
-            if step_id not in self.results:
-                self.results[step_id] = result = StepResult.of(record)
-                self._values.set(step_id, result.status, result.outputs or {})
-        return [step_id for step_id, result in self.results.items() if result.status is StepStatus.SUCCEEDED]
+        Raises NeedsAttention, or UsageError when the run has not passed that checkpoint.
+        """
+        try:
+            self.books.take_over()
+            compensated = [step for step in self.books.steps() if step.instruction.undo is not None]
+            if compensated:
+                await self._in_thread(partial(self._attempts.load_secrets, compensated))
+            if to is None:
+                return await self._undoing.everything(conflicts)
+            return await self._undoing.shown(self.after_checkpoint(to), conflicts)
+        finally:
+            self._threads.shutdown(wait=True)
 
-    def compensate(self) -> None:
-        """Run the `undo` instructions of the steps that the journal holds as succeeded."""
-        self._compensate(self._succeeded())
-        self._threads.shutdown()
-
-    def _compensate(self, step_ids: Collection[str]) -> None:
-        """Run the `undo` instructions of those of these steps that have succeeded, the last one first."""
-        chosen = set(step_ids)
-        steps = {step.id: step for step in self._all_steps() if step.id in chosen and step.instruction.undo is not None}
-        for step_id in reversed([each for each in self.results if each in steps]):
-            step, undo = steps[step_id], steps[step_id].instruction.undo
-            if undo is None or self.results[step_id].status is not StepStatus.SUCCEEDED:
-                continue
-            try:
-                self._attempts.make(Step(f"{step_id}/undo", undo, step.scope, step.item), CancelToken())
-            except QuantumError as error:
-                message = f"its undo failed, and what it did outside the workspace stands: {error.message}"
-                self.observe(RunEvent(EventKind.LOG, step_id, undo.op, message))
-            self.journal.set_step_status(self.id, step_id, StepStatus.PENDING.value)  # once is enough
-
-    def _all_steps(self) -> Iterator[Step]:
-        yield from self.graph.steps
-        for expansion in self.inner.values():
-            yield from expansion.steps
+    def after_checkpoint(self, name: str) -> Sequence[Step]:
+        """The steps after a checkpoint that the run has passed. Raises UsageError if it has not."""
+        self.books.take_over()
+        after = self.books.after_checkpoint(name)
+        if after is None:
+            passed = [
+                str((result.outputs or {}).get("name"))
+                for result in self.books.results.values()
+                if result.op == CHECKPOINT and result.status is StepStatus.SUCCEEDED
+            ]
+            known = f"it has passed: {', '.join(passed)}" if passed else "it has passed none"
+            raise UsageError(f"run {self.id} has not passed a checkpoint {name!r}", hint=known)
+        return after
 
     # Approvals.
 
@@ -536,12 +539,12 @@ class Run:
             return
         decision = self._decisions.get(step.id)
         if decision is None:
-            message = str(getattr(resolved_parameters(step, self._scope(step)), "message", ""))
+            message = str(getattr(resolved_parameters(step, self.books.scope(step)), "message", ""))
             decision = await self._ask(step, message, stop)
             if decision is None:
                 self.observe(RunEvent(EventKind.AWAITING_APPROVAL, step.id, "approval", message))
                 awaiting = StepResult(step.id, "approval", StepStatus.AWAITING_APPROVAL)
-                self.results[step.id] = awaiting
+                self.books.results[step.id] = awaiting
                 self.journal.record_step(self.id, awaiting.record())
                 raise ApprovalAwaited(step, message)
             self.journal.decide(self.id, step.id, approved=decision, actor=self.settings.actor)
@@ -559,14 +562,24 @@ class Run:
     # The books.
 
     def _end(self, step: Step, result: StepResult) -> None:
-        self._set(step, result)
-        self.journal.record_step(self.id, result.record(), done=True)
+        if step.instruction.op == CHECKPOINT:
+            self.workspace.folder.syncfs()
+        self.books.end(result, durable=self._is_costly(step, result))
         message = result.error.message if result.error else ""
         self.observe(RunEvent(EventKind.STEP_FINISHED, step.id, result.op, message, result.status, result.duration_s))
 
-    def _set(self, step: Step, result: StepResult) -> None:
-        self.results[step.id] = result
-        self._values.set(step.id, result.status, result.outputs or {})
+    def _is_costly(self, step: Step, result: StepResult) -> bool:
+        """Whether running it again would be noticed: by the time it takes, or by what it is."""
+        if result.duration_s >= COSTLY_SECONDS or step.instruction.op == CHECKPOINT:
+            return True
+        effects = self.graph.effects.get(step.id) or effects_of(step, self.books.scope(step))
+        return not effects.predictable or effects.barrier
+
+
+def was_cut_short(record: RunRecord) -> bool:
+    """Whether the machine has been started anew since the run was last at work, and not come to a durable end."""
+    at_work = record.status in (RunStatus.RUNNING, RunStatus.NEEDS_ATTENTION)
+    return at_work and record.boot_id not in (None, boot_id())
 
 
 def machine_capacity() -> dict[str, float]:
@@ -575,24 +588,15 @@ def machine_capacity() -> dict[str, float]:
     return {"cpu": float(os.cpu_count() or 1), "memory": memory}
 
 
+def _keeps_what_came_before(on_failure: OnFailure | RollbackTo) -> bool:
+    """Whether what comes before a failed step, one by one, must be there in the end."""
+    return on_failure is OnFailure.KEEP or on_failure is OnFailure.PAUSE
+
+
 def _call_failed(step: Step, problem: StepFailed | TimeoutError) -> OperationError:
     if isinstance(problem, StepFailed):
         return OperationError(str(problem), hint=problem.error.hint)
     return TimedOut(f"took longer than {step.instruction.timeout:g} s; all that it had started was ended")
-
-
-def _owners(step_id: str) -> Iterator[str]:
-    """The id itself, and those of the steps that it is inside of: `a[0]/b` is inside `a[0]`, and that inside `a`."""
-    yield step_id
-    for place in range(len(step_id) - 1, 0, -1):
-        if step_id[place] in "/[":
-            yield step_id[:place]
-
-
-def _rollback_failed(run_id: str, problem: Exception) -> NeedsAttention:
-    return NeedsAttention(
-        f"not everything could be put back: {problem}", hint=f"mend that, then `qo rollback {run_id}` goes on with it"
-    )
 
 
 def _delay(step: Step, number: int) -> float:

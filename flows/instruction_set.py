@@ -17,6 +17,7 @@ from quantum_orchestrator.flows.document import (
     InstructionSet,
     OnFailure,
     Order,
+    RollbackTo,
     Trust,
 )
 from quantum_orchestrator.flows.faults import Fault, FaultJson, InvalidSet
@@ -87,6 +88,7 @@ __all__ = [
     "InvalidSet",
     "OnFailure",
     "Order",
+    "RollbackTo",
     "Trust",
     "called_set",
     "dependencies",

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from quantum_orchestrator.blocks.paths import fold
 from quantum_orchestrator.flows import expressions, inputs, reading, schema, wording
-from quantum_orchestrator.flows.document import Instruction, InstructionSet, Trust
+from quantum_orchestrator.flows.document import CHECKPOINT, Instruction, InstructionSet, Trust
 from quantum_orchestrator.flows.expressions import STEP_FIELDS, Expression, ExpressionError, Names
 from quantum_orchestrator.flows.faults import Faults, InvalidSet, child_pointer, described, pointer_of, shown
 from quantum_orchestrator.flows.reading import Raw
@@ -117,6 +117,7 @@ class SetJudge:
             self.faults.add(self._at("secrets"), "an untrusted set gets no secrets", hint=hint, at_key=True)
         visible = Visible({}, _names(raw, "inputs"), _names(raw, "env"), _names(raw, "secrets"))
         self._list(raw.get("instructions"), self._at("instructions"), visible)
+        self._checkpoints()
         if "$schema" in raw or (self.untrusted and raw.get("trust") != Trust.UNTRUSTED):
             completed = {key: value for key, value in raw.items() if key != "$schema"}
             trust = {"trust": Trust.UNTRUSTED.value} if self.untrusted else {}
@@ -173,6 +174,29 @@ class SetJudge:
         if expressions.holds_expression(text):
             hint = f"expressions may stand in {', '.join(EVALUATED)}"
             self.faults.add(pointer, f"expressions are not evaluated here, and {shown(text)} holds one", hint=hint)
+
+    def _checkpoints(self) -> None:
+        """Judge the names of the set's checkpoints, and the one that a failure goes back to."""
+        instructions, known = self.raw.get("instructions"), dict[str, str]()
+        for index, each in enumerate(instructions if isinstance(instructions, list) else ()):
+            given = each.get("with") if isinstance(each, dict) and each.get("op") == CHECKPOINT else None
+            name = given.get("name") if isinstance(given, dict) else None
+            if isinstance(name, str):
+                if name in known:
+                    hint = f"the first one is {known[name]}; a rollback to it must mean one place"
+                    place = self._at("instructions", index, "with", "name")
+                    self.faults.add(place, f"checkpoint {shown(name)} is there twice", hint=hint)
+                known.setdefault(name, self._at("instructions", index))
+        on_failure = self.raw.get("on_failure")
+        wanted = on_failure.get("rollback_to") if isinstance(on_failure, dict) else None
+        if (
+            isinstance(wanted, str)
+            and wanted
+            and wanted not in known
+            and not any(map(expressions.holds_expression, known))
+        ):
+            hint = self.faults.nearest(wanted, known) or f"an instruction {CHECKPOINT!r} of the set must have that name"
+            self.faults.add(self._at("on_failure", "rollback_to"), f"there is no checkpoint {shown(wanted)}", hint=hint)
 
     # Instructions.
 

@@ -299,7 +299,7 @@ def _narrowed(effects: Effects, instruction: Instruction) -> Effects:
         reads = tuple(access_of_glob(glob) for glob in instruction.reads)
     if instruction.writes is not None and EVERYTHING in writes:
         writes = tuple(access_of_glob(glob) for glob in instruction.writes)
-    return Effects(reads, writes, effects.makes, effects.predictable, effects.barrier, effects.irreversible)
+    return replace(effects, reads=reads, writes=writes)
 
 
 def access_of_glob(glob: str) -> Access:
@@ -320,6 +320,7 @@ def _union(several: Iterable[Effects]) -> Effects:
         makes=tuple(dict.fromkeys(path for each in collected for path in each.makes)),
         predictable=all(each.predictable for each in collected),
         barrier=any(each.barrier for each in collected),
+        keeps_objects=all(each.keeps_objects for each in collected),
         irreversible=any(each.irreversible for each in collected),
     )
 

@@ -17,7 +17,7 @@ from quantum_orchestrator.blocks.errors import OperationError, QuantumError
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import ROOT, Change, Overlay, Tree, ancestors, folders_above
 from quantum_orchestrator.flows import expressions
-from quantum_orchestrator.flows.document import ErrorHandler
+from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, OnFailure, RollbackTo
 from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
@@ -54,11 +54,21 @@ class Prediction:
     changes: list[Change] = field(default_factory=list)
     failure: PredictedStep | None = None
     contents: Overlay | None = None
+    checkpoints: dict[str, list[Change]] = field(default_factory=dict)
+    """The changes up to each checkpoint, by its name."""
 
     @property
     def deferred(self) -> list[PredictedStep]:
         """The steps that only a run can tell."""
         return [step for step in self.steps if step.status is StepStatus.DEFERRED]
+
+    def changes_left(self, on_failure: OnFailure | RollbackTo) -> list[Change]:
+        """What differs in the end: where a step fails, no more than is left of what came before."""
+        if self.failure is None:
+            return self.changes
+        if isinstance(on_failure, RollbackTo):
+            return self.checkpoints.get(on_failure.rollback_to, [])
+        return [] if on_failure is OnFailure.ROLLBACK else self.changes
 
 
 class _StepFailed(Exception):
@@ -156,6 +166,8 @@ class _DryRun:
         outputs = registry.get(step.instruction.op).run(resolved_parameters(step, scope), context)
         changes = layer.changes()
         self._total.apply(changes, layer.content_of)
+        if step.instruction.op == CHECKPOINT:
+            self._prediction.checkpoints[outputs.model_dump()["name"]] = self._total.changes()
         return self._finish(step, StepStatus.SUCCEEDED, tuple(changes), outputs.model_dump(mode="json"))
 
     def _deferred(self, step: Step, effects: Effects, reason: str) -> PredictedStep:

@@ -187,6 +187,10 @@ class EventKind(StrEnum):
     RUN_FINISHED = "run_finished"
 
 
+TO_CHECKPOINT = "to checkpoint "
+"""Begins the message of a ROLLING_BACK that goes no further than that."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunEvent:
     """One thing that happened in a run; `duration_s` is seconds."""

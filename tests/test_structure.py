@@ -23,7 +23,12 @@ FLOORS = ("blocks", "tasks", "flows", "deployments")  # from the ground up
 PACKAGE = "quantum_orchestrator"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-PREFECT_AT_ONCE = ("tasks/prefect_task.py", "flows/orchestrate.py")
+PREFECT_AT_ONCE = (
+    "tasks/prefect_task.py",
+    "flows/orchestrate.py",
+    "flows/flow_runs.py",
+    "flows/telling.py",
+)
 """Modules that exist to speak to Prefect, and are themselves imported only when something runs."""
 WHEN_NEEDED = ("flows/recover.py", "flows/optimize.py", "deployments/*.py", "blocks/*.py")
 """Modules that may import Prefect or Anthropic inside a function, where it costs only those who call it."""
@@ -31,7 +36,7 @@ STARTS_PROCESSES = ("blocks/sandbox.py", "blocks/supervisor.py", "blocks/reposit
 PURE = ("flows/plan.py", "flows/schedule.py")
 
 OPERATIONS = """
-approval assert call echo file.append file.chmod file.copy file.delete file.edit file.list file.mkdir file.move
+approval assert call checkpoint echo file.append file.chmod file.copy file.delete file.edit file.list file.mkdir file.move
 file.patch file.read file.render file.set file.write git.add git.branch git.checkout git.clone git.commit git.diff
 git.fetch git.init git.log git.merge git.push git.revert git.status git.tag http.request quality.format quality.lint
 quality.score quality.test script.run wait

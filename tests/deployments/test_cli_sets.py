@@ -521,7 +521,8 @@ class TestAWorkspaceWithoutRuns:
         other.mkdir()
         _record(workspace_home(other), "r1", status)
         following = qo("status", "--workspace", str(other), "--json").exits(0).json["next"]
-        assert [each.endswith(f" --workspace '{other}'") for each in following] == [True, True]
+        assert len(following) >= 2
+        assert all(each.endswith(f" --workspace '{other}'") for each in following)
         os.chdir(other)
         assert "--workspace" not in qo("status").exits(0).prints("  next: qo ").out
 

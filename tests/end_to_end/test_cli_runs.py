@@ -26,7 +26,7 @@ class TestARunThatCommits:
         qo("history").exits(0).prints("RUN ").prints(run_id).prints("committed")
         qo("show", run_id).exits(0).prints("  ✓ note  file.write   succeeded  ")
         qo("diff", run_id[:15]).exits(0).prints("+++ b/note.txt\n@@ -0,0 +1,2 @@\n+hello\n+HELLO\n")
-        qo("diff", run_id, "loud").exits(0).prints(" hello\n+HELLO\n")
+        qo("diff", run_id, "--step", "loud").exits(0).prints(" hello\n+HELLO\n")
         qo("diff", "--stat").exits(0).prints("  note.txt  +2 −0\n1 file changed (+2 −0)\n")
         qo("logs").exits(0).prints("step_finished succeeded note\n").prints("run_finished")
         for command in ("status", "show", "diff"):

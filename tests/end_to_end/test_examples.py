@@ -206,6 +206,14 @@ def leaves(files: Files) -> Callable[[Ran], None]:
     return check
 
 
+def going_on_from_the_checkpoint_ends_it(ran: Ran) -> None:
+    assert list(ran.files) == ["mean.txt", "visits.csv"]
+    (ran.root / "signed.txt").write_text("me\n")
+    code, document = ran.qo("resume", ran.document["run_id"])
+    assert (code, document["status"]) == (0, "committed")
+    assert ran.files["report.txt"] == "13.5\n"
+
+
 @dataclass(frozen=True)
 class Example:
     """How a file is run, how that ends, and what must be true afterwards."""
@@ -223,6 +231,7 @@ EXAMPLES: dict[str, Example] = {
     "approval.json": Example(approving_carries_on, code=5, status="awaiting_approval"),
     "call-inner.json": Example(one_service_is_there, inputs=("name=shop",)),
     "call.json": Example(both_services_are_there),
+    "checkpoint.json": Example(going_on_from_the_checkpoint_ends_it, code=1, status="kept"),
     "control.json": Example(failures_are_handled),
     "files.json": Example(files_are_as_asked),
     "for-each.json": Example(chapters_are_signed),

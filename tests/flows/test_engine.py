@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,19 @@ from quantum_orchestrator.flows.engine import Attempt, Outcome, Run, RunSettings
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import load
 from quantum_orchestrator.flows.plan import Step
+from quantum_orchestrator.flows.recover import start_again
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepResult
 
 
 class PlainRunner:
     """Calls the attempt, again after a failure; ends it at the time-out as Prefect does, by cancelling it."""
+
+    def __init__(self) -> None:
+        self.undone: list[str] = []
+
+    async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
+        self.undone.append(name)
+        return await work()
 
     async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
         for number in range(step.instruction.retries + 1):
@@ -54,23 +62,27 @@ class Bench:
         self.events: list[RunEvent] = []
         self.watch: Callable[[Run, RunEvent], None] = lambda _run, _event: None
         self.last: Run
+        self.runner = PlainRunner()
+        self.policy = Policy()
 
     def run(self, *instructions: Mapping[str, Any], run_id: str = "r1", **fields: Any) -> Outcome:
-        settings = {name: fields.pop(name) for name in ("approve", "ask") if name in fields}
+        settings = {name: fields.pop(name) for name in ("approve", "ask", "start_at") if name in fields}
         vault = fields.pop("vault", {})
         settings["secrets"] = lambda names: {name: vault[name] for name in names}
-        given, recorded = fields.pop("given", {}), fields.pop("document", {})
+        given = fields.pop("given", {})
         document = load(json.dumps({"name": "test", "instructions": list(instructions), **fields}).encode())
         inputs = resolve_inputs(document, given)
+        recorded = document.model_dump(by_alias=True, mode="json", exclude_unset=True)
         record = self.journal.run(run_id) or RunRecord(run_id, "test", "running", recorded, inputs, {}, time.time())
         if self.journal.run(run_id) is None:
             self.journal.begin(record)
+        start_again(self.journal, record)
         chosen = RunSettings(parallel=4, on_failure=document.on_failure, **settings)
         return asyncio.run(self._execute(record, document, chosen))
 
     async def _execute(self, record: RunRecord, document: Any, settings: RunSettings) -> Outcome:
         self.last = Run(
-            record, document, self.workspace, settings, policy=Policy(), runner=PlainRunner(), observers=[self._note]
+            record, document, self.workspace, settings, policy=self.policy, runner=self.runner, observers=[self._note]
         )
         return await self.last.execute()
 
@@ -79,7 +91,7 @@ class Bench:
         self.watch(self.last, event)
 
     def steps(self) -> dict[str, StepResult]:
-        found = report.in_document_order(self.last.expansion, self.last.inner, self.last.results)
+        found = report.in_document_order(self.last.books.expansion, self.last.books.inner, self.last.books.results)
         return {result.id: result for result in found}
 
     def statuses(self) -> dict[str, str]:
@@ -428,10 +440,13 @@ def test_git_effects_are_rolled_back(bench: Bench) -> None:
     assert not (bench.root / "y").exists()
 
 
-def test_a_script_that_deletes_the_repository_is_told_of(bench: Bench) -> None:
-    bench.run({"id": "init", "op": "git.init"})
+def test_a_script_that_deletes_the_repository_is_undone(bench: Bench) -> None:
+    add = {"id": "add", "op": "git.add", "with": {"paths": ["x"]}}
+    bench.run({"id": "init", "op": "git.init"}, write("a", "x"), add)
+    before = sorted(path.relative_to(bench.root) for path in bench.root.rglob("*"))
     outcome = bench.run(shell("s", "rm -rf .git"), fail(needs=["s"]), run_id="r2")
-    assert (outcome.status, outcome.conflicts) == (RunStatus.NEEDS_ATTENTION, [".git/objects"])
+    assert outcome.status is RunStatus.ROLLED_BACK
+    assert sorted(path.relative_to(bench.root) for path in bench.root.rglob("*")) == before
 
 
 def test_steps_that_use_the_same_resource_do_not_overlap(bench: Bench) -> None:

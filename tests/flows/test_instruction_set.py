@@ -319,7 +319,11 @@ def test_a_huge_value_is_cut_in_messages() -> None:
         ({"name": "ab\n"}, "/name", ""),
         ({"name": "a\u202eb"}, "/name", "must be readable"),
         ({"name": 3}, "/name", "expected text, found number 3"),
-        ({"on_failure": "rolback"}, "/on_failure", "expected 'rollback', 'keep' or 'pause', found text 'rolback'"),
+        (
+            {"on_failure": "rolback"},
+            "/on_failure",
+            "expected 'rollback', 'keep' or 'pause' or an object",
+        ),
         ({"parallel": 0}, "/parallel", "expected at least 1, found number 0"),
         ({"parallel": "two"}, "/parallel", "expected a whole number or 'auto', found text 'two'"),
         ({"parallel": 1.5}, "/parallel", "expected a whole number or 'auto', found number 1.5"),

@@ -136,7 +136,7 @@ def test_what_has_an_undo_keeps_its_place() -> None:
 
 
 def test_what_refers_to_something_irreversible_comes_after_it() -> None:
-    fetch = step("call", "http.request", method="GET", url="https://example.org/")
+    fetch = step("call", "http.request", method="POST", url="https://example.org/")
     graph = graph_of(fetch, echo("after", "${{ steps.call.outputs.body }}"), write("a", "x"))
     assert [each.id for each in graph.steps] == ["a", "call", "after"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_engine import Bench, fail, shell, write
+from test_engine import Bench, PlainRunner, fail, shell, write
 
 from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError
@@ -168,10 +168,10 @@ def test_a_death_in_the_middle_of_a_rollback_is_seen_by_a_resume(bench: Bench) -
     real = bench.journal.mark_undone
     undone = bench.workspace.undo
 
-    def undo(run_id: str, step_ids: Any = None) -> Any:
+    def undo(run_id: str, step_ids: Any = None, **options: Any) -> Any:
         if step_ids is None:
             bench.journal.mark_undone = dies  # type: ignore[method-assign]
-        return undone(run_id, step_ids)
+        return undone(run_id, step_ids, **options)
 
     bench.workspace.undo = undo  # type: ignore[method-assign]
     with pytest.raises(Killed):
@@ -328,14 +328,14 @@ def test_an_interrupt_does_not_wait_for_a_further_attempt(bench: Bench) -> None:
     assert bench.files() == {}
 
 
-def test_an_interrupt_does_not_wait_for_a_runner_that_waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_does_not_wait_for_a_runner_that_waits(bench: Bench) -> None:
     """As Prefect does between two attempts."""
 
-    class Patient:
+    class Patient(PlainRunner):
         async def run(self, *_arguments: Any, **_keywords: Any) -> Any:
             await asyncio.sleep(60)
 
-    monkeypatch.setattr("test_engine.PlainRunner", Patient)
+    bench.runner = Patient()
     bench.watch = lambda run, event: threading.Timer(0.1, run.interrupt).start()
     started = time.monotonic()
     assert bench.run(write("x", "x")).status is RunStatus.CANCELLED
@@ -478,11 +478,8 @@ def test_secrets_are_masked_wherever_they_would_be_seen(bench: Bench, text: str)
     assert "***" in seen or "sleep" in text
 
 
-def test_what_prefect_is_given_of_a_failure_does_not_say_a_secret(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_prefect_is_given_of_a_failure_does_not_say_a_secret(bench: Bench) -> None:
     raised: list[BaseException] = []
-    from test_engine import PlainRunner
 
     class Noting(PlainRunner):
         async def run(self, *arguments: Any, **keywords: Any) -> Any:
@@ -492,7 +489,7 @@ def test_what_prefect_is_given_of_a_failure_does_not_say_a_secret(
                 raised.append(error)
                 raise
 
-    monkeypatch.setattr("test_engine.PlainRunner", Noting)
+    bench.runner = Noting()
     bench.run(shell("s", 'echo "$TOKEN"; exit 1', secrets=["TOKEN"]), secrets=["TOKEN"], vault={"TOKEN": SECRET})
     chain: list[BaseException | None] = [*raised]
     for error in chain:
@@ -568,7 +565,7 @@ def test_a_file_changed_since_refuses_the_whole_rollback(ended: Bench) -> None:
 
 def test_undo_instructions_run_when_an_ended_run_is_undone(ended: Bench) -> None:
     document = {"name": "test", "instructions": [shell("s", "touch ../out", undo=shell("u", "rm ../out"))]}
-    ended.run(*document["instructions"], document=document)  # type: ignore[arg-type]
+    ended.run(*document["instructions"])  # type: ignore[misc]
     assert (ended.root.parent / "out").exists()
     rollback(ended.root, "r1")
     assert not (ended.root.parent / "out").exists()

@@ -1,0 +1,81 @@
+"""Carries out the steps of a run as Prefect tasks, and shows as tasks what is undone; see `engine.StepRunner`.
+
+Knows what an instruction says of its task, and which task runs it comes after. The journal decides what runs: a step
+that it holds as done comes here as well, so that its task run says Cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from quantum_orchestrator.blocks.errors import Interrupted, TimedOut
+from quantum_orchestrator.flows.attempts import Outputs
+from quantum_orchestrator.flows.engine import Attempt
+from quantum_orchestrator.flows.plan import Step
+from quantum_orchestrator.flows.telling import Telling
+from quantum_orchestrator.flows.undoing import ROLLBACK
+from quantum_orchestrator.tasks.prefect_task import (
+    Ended,
+    Once,
+    TaskOptions,
+    cache_key,
+    done_and_shown,
+    run_task,
+    undo_in_task,
+)
+
+SHOWING_SECONDS = 10.0
+"""Prefect needs some milliseconds to begin a task run; what is undone does not wait for longer than this, nor does the
+end of a run for Prefect to hear of it."""
+
+
+class PrefectRunner:
+    """Runs steps as Prefect tasks; see engine.StepRunner."""
+
+    def __init__(self, run_id: str, telling: Telling) -> None:
+        self._run_id = run_id
+        self._telling = telling
+        self._runs: dict[str, Ended] = {}
+
+    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
+        """See engine.StepRunner."""
+        instruction = step.instruction
+        options = TaskOptions(
+            operation=instruction.op,
+            step_id=step.id,
+            key=cache_key(self._run_id, step.id, instruction.parameters),
+            description=instruction.description,
+            retries=instruction.retries,
+            retry_delays=instruction.retry_delay,
+            timeout=instruction.timeout,
+            tags=instruction.tags,
+            reuse=reuse,
+        )
+        state = await run_task(options, attempt, [ended for each in after for ended in self._ended(each)])
+        self._runs[step.id] = Ended(state)
+        if state.is_cancelled():
+            raise Interrupted
+        result = await state.aresult(raise_on_failure=False)
+        if isinstance(result, TimeoutError):
+            limit = "its time-out" if instruction.timeout is None else f"{instruction.timeout:g} s"
+            raise TimedOut(f"took longer than {limit}; all that it had started was ended")
+        if isinstance(result, BaseException):
+            raise result
+        outputs: Outputs = result
+        return outputs
+
+    async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
+        """See engine.StepRunner. Prefect may refuse the task run, or be gone: the work is done all the same."""
+        once = Once(work)
+        if self._telling.lost:
+            return await once()
+        tell = self._telling.restored if name == ROLLBACK else None
+        return await done_and_shown(once, lambda: undo_in_task(name, once, tell), SHOWING_SECONDS)
+
+    def _ended(self, step_id: str) -> Iterator[Ended]:
+        """A step's task run, or those of the steps that it became; none for a step that was skipped."""
+        if step_id in self._runs:
+            yield self._runs[step_id]
+        else:
+            inner = (f"{step_id}/", f"{step_id}[")
+            yield from (run for name, run in self._runs.items() if name.startswith(inner))

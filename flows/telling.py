@@ -1,0 +1,144 @@
+"""What a run tells beside its tasks: artifacts for the plan, the diff and the progress, and lines in logs.
+
+The journal holds it all, so that nothing here may end a run or hold it up for long: a server that does not answer is
+given up, said once. What the states of task runs and flow runs tell is elsewhere (`prefect_runner`, `flow_runs`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
+
+from quantum_orchestrator.flows import report
+from quantum_orchestrator.flows.attempts import Observer
+from quantum_orchestrator.flows.engine import Run
+from quantum_orchestrator.flows.results import EventKind, RunEvent, StepStatus
+from quantum_orchestrator.tasks.prefect_task import SHOWN_PATHS
+
+T = TypeVar("T")
+
+TELLING_SECONDS = 20.0
+"""A server that takes longer to hear of something counts as gone."""
+
+
+class Telling:
+    """What a run tells Prefect beside its tasks. The journal holds it all: a server that is gone ends no run."""
+
+    def __init__(self, run_id: str, set_name: str, observers: Sequence[Observer]) -> None:
+        self.lost = False
+        self._set_name = set_name
+        self._description = f"Run {run_id}"
+        self._observers = observers
+        self._bar: UUID | None = None
+
+    async def page(self, kind: str, markdown: str) -> None:
+        """A page of the flow run, or of the task run that this is called in."""
+        key = self._key(kind)
+        await self.tell(lambda: acreate_markdown_artifact(markdown, key=key, description=self._description))
+
+    async def restored(self, paths: Sequence[str]) -> None:
+        """A page with what was put back."""
+        shown = "".join(f"    {path}\n" for path in paths[:SHOWN_PATHS])
+        more = f"\nand {len(paths) - SHOWN_PATHS} more\n" if len(paths) > SHOWN_PATHS else ""
+        count = "1 path" if len(paths) == 1 else f"{len(paths)} paths"
+        try:
+            await self.page("rollback", f"# {count} put back\n\n{shown}{more}")
+        except asyncio.CancelledError:  # it has taken so long that the run goes on without it
+            self.lose(TimeoutError("it does not hear of what was undone"))
+            raise
+
+    async def progress(self, percent: float) -> None:
+        """The bar, made when it is first moved."""
+        bar, key = self._bar, self._key("progress")
+        if bar is None:
+            made = partial(acreate_progress_artifact, percent, key=key, description=self._description)
+            self._bar = await self.tell(made)
+        else:
+            await self.tell(lambda: aupdate_progress_artifact(bar, percent))
+
+    async def tell(self, words: Callable[[], Awaitable[T]]) -> T | None:
+        """What the server answers; None if it does not, and from then on."""
+        if self.lost:
+            return None
+        try:
+            async with asyncio.timeout(TELLING_SECONDS):
+                return await words()
+        except (httpx.HTTPError, TimeoutError) as problem:
+            self.lose(problem)
+            return None
+
+    def _key(self, kind: str) -> str:
+        """Prefect allows lower-case letters, digits and dashes; runs of one set are versions of one artifact."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self._set_name} {kind}".lower()).strip("-")
+
+    def lose(self, problem: Exception) -> None:
+        """Say, once, that the server is gone."""
+        if not self.lost:
+            self.lost = True
+            reason = str(problem) or type(problem).__name__
+            message = f"the Prefect server no longer answers, and will not show all of this run: {reason}"
+            for observe in self._observers:
+                observe(RunEvent(EventKind.SERVER_LOST, message=message))
+
+
+@contextlib.asynccontextmanager
+async def pages(run: Run, telling: Telling) -> AsyncIterator[None]:
+    """The plan's page, and a bar that follows the run."""
+    await telling.page("plan", report.plan_page(run.graph, run.document.description))
+    await telling.progress(0.0)
+
+    async def follow() -> None:
+        shown = 0.0
+        while True:
+            await asyncio.sleep(1)
+            if (now := _percent(run)) != shown:
+                shown = now
+                await telling.progress(now)
+
+    follower = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+        await telling.progress(_percent(run))
+
+
+def _percent(run: Run) -> float:
+    ended = sum(result.status is not StepStatus.RUNNING for result in run.books.results.values())
+    total = max(len(run.graph.steps), len(run.books.results), 1)
+    return round(100.0 * ended / total, 1)
+
+
+def log_to(logger: Any) -> Observer:
+    """What steps say, and what becomes of the run, for the flow run's log."""
+
+    def observe(event: RunEvent) -> None:
+        if event.kind is EventKind.LOG:
+            logger.info("%s: %s", event.step, event.message)
+        elif event.kind in (EventKind.ROLLING_BACK, EventKind.AWAITING_APPROVAL, EventKind.RUN_FINISHED):
+            logger.info("%s %s", event.kind.value.replace("_", " "), event.message)
+
+    return observe
+
+
+def log_file(path: Path) -> Observer:
+    """One line an event, for `qo logs`."""
+
+    def observe(event: RunEvent) -> None:
+        outcome = f" {event.status}" if event.status else ""
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {event.kind.value}{outcome} {event.step} {event.message}"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line.rstrip().replace("\n", "\\n") + "\n")
+
+    return observe
