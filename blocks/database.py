@@ -419,14 +419,18 @@ class Database:
         (objects,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if version > VERSION:
             raise StateError(f"{self.path}: was written by a newer version", hint="use that version, or a newer one")
-        if not objects and floor != Mark():
-            raise self._behind(Mark(), floor)
+        if version < VERSION and (not objects or version) and floor != Mark():
+            raise self._behind(Mark(), floor)  # before the file is written anew, which alone knows of it
         if version == 0 and objects:
             raise self.damaged("it holds tables, but not of any version")
         if version < VERSION:
             self._migrate(version)
-        self._known = self._ledger()
-        self._mark = Mark(self._known[1], max(self._known[2], *_only(database.execute(_NEWEST_EFFECT))))
+        database.execute("BEGIN")  # of one moment: effects may be removed by another process meanwhile
+        try:
+            self._known = self._ledger()
+            self._mark = Mark(self._known[1], max(self._known[2], *_only(database.execute(_NEWEST_EFFECT))))
+        finally:
+            database.execute("ROLLBACK")
         if self._mark.sequence < floor.sequence or self._mark.effect < floor.effect:
             raise self._behind(self._mark, floor)
 

@@ -51,6 +51,7 @@ _ALTERNATES = "info/alternates"
 _SUMMED = (".pack", ".idx", ".rev")
 """Files that end with a digest of what is before it."""
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EACCES, errno.EPERM)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -158,8 +159,7 @@ class GitObjects:
     def _add(self, repository: str, names: Sequence[str]) -> list[str]:
         """Those that could be given one."""
         kept = self._place(repository) / "kept"
-        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-        left, touched = LARGEST_COPY, [kept]
+        left, touched = LARGEST_COPY, [kept, *_make_folders(kept)]
         linked, copied = [], []
         with self._opened(repository) as objects:
             for folder, group in _by_folder(names).items():
@@ -227,15 +227,22 @@ class GitObjects:
     def _listing(self, repository: str) -> Listing:
         """What there is to be kept; nothing where there is no folder of objects, or nobody may look into it."""
         found: Listing = {}
-        with contextlib.suppress(OSError, PathRefused), self._opened(repository) as objects:
-            with _opened(".", objects) as folder:
-                names = os.listdir(folder)  # noqa: PTH208 (no Path holds a descriptor)
-            for name in sorted(names):
-                pattern = _PACK if name == "pack" else _LOOSE if _FAN.fullmatch(name) else None
-                if pattern is not None:
-                    found.update(_listed(objects, name, pattern))
-            if "info" in names:
-                found.update(_listed(objects, "info", re.compile("alternates")))
+        try:
+            with self._opened(repository) as objects:
+                with _opened(".", objects) as folder:
+                    names = os.listdir(folder)  # noqa: PTH208 (no Path holds a descriptor)
+                for name in sorted(names):
+                    pattern = _PACK if name == "pack" else _LOOSE if _FAN.fullmatch(name) else None
+                    if pattern is not None:
+                        found.update(_listed(objects, name, pattern))
+                if "info" in names:
+                    found.update(_listed(objects, "info", re.compile("alternates")))
+        except PathRefused:
+            return {}
+        except OSError as error:
+            if error.errno not in _NOT_THERE:  # half a listing would have second names given up
+                raise
+            return {}
         return found
 
     def _is_there(self, repository: str, name: str, now: Listing) -> bool:
@@ -373,7 +380,7 @@ def _read(path: Path) -> Any:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     """Durable when it returns."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    touched = [path.parent, *_make_folders(path.parent)]
     temporary = path.with_name(f".{path.name}")
     encoded = {**record, "repository": os.fsencode(record["repository"]).hex()}
     with temporary.open("w", encoding="utf-8") as file:
@@ -381,7 +388,15 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _make_durable([path.parent])
+    _make_durable(touched)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make it and what is missing above it; the folders that have a new name in them, to be made durable."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+    return [each.parent for each in missing]
 
 
 def _make_durable(folders: Sequence[Path]) -> None:

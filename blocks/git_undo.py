@@ -239,7 +239,11 @@ class Judge:
         if undo.entries and lock not in undo.locks and self._look(lock) is not None:
             self._conflict(undo, lock, "another git is at work, or was killed", None)
         if not self._head_is_free():
+            on = _symbolic(self._text_now(self._head_path))
+            undo.moves = [move for move in undo.moves if move.name != on]
+            undo.files = [change for change in undo.files if self._name(change.path) != on]
             self._conflict(undo, self._head_path, "it is on a branch that the run made", None)
+        self._leave_tables(undo)
         if not unsure:
             self._require_objects(undo)
         return undo
@@ -268,7 +272,7 @@ class Judge:
         for name in self._refs_changed():
             states, current = self._states(name), self._ref_now(name)
             path = join(self.repository, name)
-            if current == states[0] or self._is_file_ref(path):
+            if current == states[0] or len(set(states)) == 1 or self._is_file_ref(path):
                 continue
             move = RefMove(name, current, states[0])
             if current not in states:
@@ -281,12 +285,12 @@ class Judge:
             undo.moves.append(move)
 
     def _refs_changed(self) -> list[str]:
-        """Refs that the run changed, as files or by taking them out of the packed ones."""
+        """Refs that the run may have changed, as files or among the packed ones."""
         names = {name for path in self._histories if (name := self._ref_of(path)) is not None}
         history = self._histories.get(self._packed_path)
-        if history is not None:  # what was packed was a file before; what is not packed any more is gone
-            before, after = self._packed_in(history[0].change.before), self._packed_in(history[-1].change.after)
-            names |= before.keys() - after.keys()
+        if history is not None:  # one that was made a file and packed again is seen here alone
+            lines = [self._packed_in(entry) for entry in _states_of(history)]
+            names |= {name for name in set().union(*lines) if len({each.get(name) for each in lines}) > 1}
         return sorted(names)
 
     def _ref_of(self, path: str) -> str | None:
@@ -382,6 +386,12 @@ class Judge:
         rest = b"".join(lines)
         known = {entry.sha256 if entry else digest(b"") for entry in _states_of(history)}
         return digest(rest) in known
+
+    def _leave_tables(self, undo: GitUndo) -> None:
+        """Refs that are kept as tables (reftable) stay whole if any of their files does: one lists the others."""
+        tables = join(self.repository, "reftable")
+        if any(is_within(path, tables) for path in undo.unsolved):
+            undo.files = [change for change in undo.files if not is_within(change.path, tables)]
 
     # The index.
 
@@ -608,7 +618,8 @@ def _blob_id(content: bytes, like: str) -> str:
 
 
 def _packed_refs(content: bytes) -> dict[str, str]:
-    lines = (line.split(" ", 1) for line in content.decode(errors="surrogateescape").splitlines())
+    # By newlines alone: names may hold other characters that split lines of text.
+    lines = (line.split(" ", 1) for line in content.decode(errors="surrogateescape").split("\n"))
     return {parts[1]: parts[0] for parts in lines if len(parts) == 2 and _is_id(parts[0])}
 
 

@@ -118,6 +118,7 @@ class SendingState(StrEnum):
     """How far something that cannot be taken back has come."""
 
     TRYING = "trying"
+    DOUBTFUL = "doubtful"  # trying once more, and an earlier try may have got through: whatever becomes of this one
     SENT = "sent"
     DROPPED = "dropped"  # the last try is known not to have got through
     TAKEN_BACK = "taken_back"  # by the step's `undo` instruction: another try is about something new
@@ -440,7 +441,8 @@ class Journal:
                 if earlier.state is SendingState.TAKEN_BACK:
                     earlier = Sending(step_id, key, SendingState.TRYING, in_doubt=False)
                 if earlier.state is not SendingState.SENT:
-                    transaction.put(OUTBOX, (run_id, step_id, earlier.key, SendingState.TRYING.value))
+                    now = SendingState.DOUBTFUL if earlier.in_doubt else SendingState.TRYING
+                    transaction.put(OUTBOX, (run_id, step_id, earlier.key, now.value))
                 return earlier
             transaction.put(OUTBOX, (run_id, step_id, key, SendingState.TRYING.value))
             return Sending(step_id, key, SendingState.TRYING, in_doubt=False)
@@ -448,7 +450,8 @@ class Journal:
         return self._database.write(work)
 
     def drop_sending(self, run_id: str, step_id: str) -> None:
-        """Record that the try is known not to have got through. What an earlier one has sent stays so."""
+        """Record that the try is known not to have got through. What an earlier one has sent stays so, and so does
+        the doubt about one of which nothing is known."""
         self._change_sending(run_id, step_id, SendingState.DROPPED, " AND state = 'trying'")
 
     def take_back_sending(self, run_id: str, step_id: str) -> None:
@@ -461,7 +464,7 @@ class Journal:
 
     def sendings(self, run_id: str) -> list[Sending]:
         """What a run's steps have sent, or may have, and nothing has taken back."""
-        rows = self._database.select(OUTBOX, "run = ? AND state IN ('trying', 'sent')", run_id)
+        rows = self._database.select(OUTBOX, f"run = ? AND state IN ({_UNSETTLED}, 'sent')", run_id)
         with self._decoding(f"the outbox of run {run_id}"):
             return [_sending(row) for row in rows]
 
@@ -561,6 +564,7 @@ class Journal:
 
 _FOLDER_HINT = "see that the folder can be used, and that there is space left"
 _STATUS = RUNS.place("status")
+_UNSETTLED = "'trying', 'doubtful'"
 _AMONG = "IN (SELECT value FROM json_each(?))"
 """A condition on one of many, given as JSON: one query, however many there are."""
 _JSON = ("document", "inputs", "options", "report", "error", "predicted")
@@ -596,4 +600,4 @@ def _mark_done(transaction: Transaction, run_id: str, step_id: str) -> None:
         transaction.delete(CAPTURES, of_step, run_id, step_id)
     if transaction.counts[OUTBOX.name]:
         sent = {"state": SendingState.SENT.value}
-        transaction.change(OUTBOX, sent, f"{of_step} AND state = 'trying'", run_id, step_id)
+        transaction.change(OUTBOX, sent, f"{of_step} AND state IN ({_UNSETTLED})", run_id, step_id)

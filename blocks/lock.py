@@ -68,9 +68,19 @@ class Lock:
     def _take(self, descriptor: int) -> None:
         if not _try_until(descriptor, time.monotonic() + LOOK_SECONDS):
             self._succeed(descriptor)
+        self._require_its_place(descriptor)
         text = str(_Process.this()).encode()
         os.pwrite(descriptor, text, 0)
         os.ftruncate(descriptor, len(text))
+
+    def _require_its_place(self, descriptor: int) -> None:
+        """Raises StateError if the file has gone since it was opened: others would lock another one."""
+        try:
+            if os.path.samestat(os.fstat(descriptor), self._path.stat()):
+                return
+        except FileNotFoundError:
+            pass  # as if it were another one
+        raise StateError(f"{self._path}: was removed while it was waited for", hint="try again")
 
     def release(self) -> None:
         """Give it back, whoever else has it open; nothing happens if it is not held."""

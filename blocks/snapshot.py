@@ -43,6 +43,7 @@ LARGEST_LOOK = 20_000
 _COARSE_CLOCK = 5
 """Linux's CLOCK_REALTIME_COARSE, which Python has no name for."""
 _OBJECTS = ".git/objects"
+_PACKED_REFS = ".git/packed-refs"
 _MEANT = re.compile(
     r"(?:HEAD|index|packed-refs|shallow|config(?:\.worktree)?|description|(?:refs|info|hooks)/.*)", re.DOTALL
 )
@@ -74,10 +75,13 @@ class Exclusions:
         name = path.rpartition("/")[2]
         if name == "objects" and (path == _OBJECTS or path.endswith("/" + _OBJECTS)):
             return True
-        return is_temporary(name) or self.is_cache(name)
+        return is_temporary(name) or self.is_cache(path)
 
-    def is_cache(self, name: str) -> bool:
-        """Whether it is one of the names."""
+    def is_cache(self, path: str) -> bool:
+        """Whether it has one of the names. In a repository's own folder those are names of branches and the like."""
+        return "/.git/" not in f"/{path}" and self._is_named(path.rpartition("/")[2])
+
+    def _is_named(self, name: str) -> bool:
         return name in self._plain or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns)
 
 
@@ -120,10 +124,16 @@ def changes_between(areas: Sequence[str], before: Mapping[str, Entry], after: Ma
 def witnesses(changes: Sequence[Change], before: Mapping[str, Entry]) -> list[Change]:
     """The files of packed refs that say where refs were, or are, that have become files or are files no more.
 
-    They are journaled as they are: much later, when git has packed the refs anew, nothing else would say it.
+    They are journaled as they are: much later, when git has packed the refs anew, nothing else would say it. So are the
+    files of refs where the packed ones have changed: a file goes before what is packed.
     """
     named = {change.path for change in changes}
-    found = []
+    repacked = {f"{path[: -len(_PACKED_REFS)]}.git/refs" for path in named if f"/{path}".endswith(f"/{_PACKED_REFS}")}
+    found = [
+        Change(path, entry, entry)
+        for path, entry in (sorted(before.items()) if repacked else ())
+        if entry.kind is Kind.FILE and path not in named and any(is_within(path, refs) for refs in repacked)
+    ]
     for path in sorted({_packed_refs_of(each.path) for each in changes if None in (each.before, each.after)} - {""}):
         entry = before.get(path)
         if entry is not None and entry.kind is Kind.FILE and path not in named:
@@ -193,9 +203,7 @@ class _Look:
             return []
         kept = [path for path in found if not self._excluded(path)]
         if len(kept) < len(found):
-            self.found.caches.update(
-                path for path in set(found).difference(kept) if self._excluded.is_cache(path.rpartition("/")[2])
-            )
+            self.found.caches.update(path for path in set(found).difference(kept) if self._excluded.is_cache(path))
         return kept
 
     def _entry(self, path: str, found: os.stat_result) -> Entry | None:

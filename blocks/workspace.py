@@ -233,6 +233,8 @@ class Workspace:
                 self._give_back_objects(undo)
                 for each in undo.repositories:
                     self._put_back_logs(each)
+            if undo.effects or undo.lasting:
+                self.folder.syncfs()  # what the journal calls undone, no recovery looks at again
             self.journal.mark_undone(undo.effects, undo.lasting)
             if undo.objects:
                 self._objects.forget_lost(run_id, chosen)

@@ -209,7 +209,8 @@ class Conductor:
         before()
         self.screen.note(f"going on with run {record.id} of {record.set_name!r} in {self.root}")
         with self._display(graph) as progress:
-            return asyncio.run(carry_on(self._request(document, inputs, progress), record.id))
+            request = self._request(document, inputs, progress)
+            return asyncio.run(carry_on(request, record.id, chosen_as=record.status))
 
     def _display(self, graph: Graph) -> Progress:
         from quantum_orchestrator.deployments.display import follow
@@ -262,8 +263,8 @@ class Conductor:
         at = f"{run_id}{workspace_option(self.root)}"
         if error:
             failed = next((step["id"] for step in report["steps"] if step["error"] == error), None)
-            at = f"step {failed}: " if failed else ""
-            self.screen.problem(f"{at}{error['message']}", error["hint"])
+            where = f"step {failed}: " if failed else ""
+            self.screen.problem(f"{where}{error['message']}", error["hint"])
         if status == "awaiting_approval":
             with journal_of(self.root) as journal:
                 steps = waiting_steps(journal, run_id)

@@ -7,6 +7,7 @@ leaves for the journal, Prefect or a terminal is masked.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -208,11 +209,12 @@ class Conflicted(NeedsAttention):
         return NeedsAttention.__name__
 
 
-def conflict_error(run_id: str, undo: Undo, root: Path) -> Conflicted:
-    """The error that names them, and says how to settle it."""
+def conflict_error(run_id: str, undo: Undo, root: Path, *, to: str | None = None) -> Conflicted:
+    """The error that names them, and says how to settle it; `to` is the checkpoint that was to be gone back to."""
     named = [f"{printable(path)}{_because(undo.reasons.get(path))}" for path in undo.conflicts[:MOST_NAMED]]
     more = f" and {len(undo.conflicts) - MOST_NAMED} more" if len(undo.conflicts) > MOST_NAMED else ""
-    settle = f"`qo rollback {run_id}{workspace_option(root)} --force-conflicts"
+    back = "" if to is None else f" --to {shlex.quote(to)}"
+    settle = f"`qo rollback {run_id}{back}{workspace_option(root)} --force-conflicts"
     return Conflicted(
         f"changed by somebody else meanwhile, and left as they are: {', '.join(named)}{more}",
         hint=f"{settle} keep` leaves them so and undoes the rest; {settle} overwrite` puts them aside and undoes all",

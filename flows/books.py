@@ -12,7 +12,16 @@ from quantum_orchestrator.blocks.errors import QuantumError
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, InstructionSet
 from quantum_orchestrator.flows.expressions import Scope
-from quantum_orchestrator.flows.plan import Expansion, Step, connect, expand, expand_step, handler_steps, values_of
+from quantum_orchestrator.flows.plan import (
+    Expansion,
+    Graph,
+    Step,
+    connect,
+    expand,
+    expand_step,
+    handler_steps,
+    values_of,
+)
 from quantum_orchestrator.flows.results import RunValues, StepResult, StepStatus
 from quantum_orchestrator.tasks.operation import Unknown
 
@@ -25,6 +34,7 @@ class Books:
         self.journal = journal
         self.expansion = expand(document, record.inputs)
         self.graph = connect(self.expansion, document.order)
+        self._positions = dict(self.graph.position)
         self.inner: dict[str, Expansion] = {}
         """What steps became while running, by their id (an error handler's under `<id>/on_error`)."""
         self.results: dict[str, StepResult] = {}
@@ -50,10 +60,13 @@ class Books:
         """What a step with `deferred_expansion` becomes now."""
         return expand_step(step, self._values.view(step.scope.prefixes), self.of_run)
 
-    def take_in(self, name: str, expansion: Expansion) -> None:
-        """A step has become several: from now on they are known."""
+    def take_in(self, name: str, expansion: Expansion) -> Graph:
+        """A step has become several: from now on they are known. Gives the order between them."""
+        graph = connect(expansion)
         self.inner[name] = expansion
+        self._positions.update(graph.position)
         self.add_groups(expansion)
+        return graph
 
     def add_groups(self, expansion: Expansion) -> None:
         """Ids that stand for several steps."""
@@ -62,24 +75,35 @@ class Books:
     def with_inner(self, steps: Iterable[Step]) -> list[str]:
         """The ids of these steps, and of all that has become of them."""
         names = {step.id for step in steps}
-        known = {*self.results, *self.recorded}
+        touched = {effect.step for effect in self.journal.effects(self.run_id)}  # one that a death cut short as well
+        known = {*self.results, *self.recorded, *touched, *self.journal.steps_captured(self.run_id)}
         return sorted(names | {step_id for step_id in known if not names.isdisjoint(owners(step_id))})
 
     def place(self, step_id: str) -> int | None:
         """The place in linear order of a step, or of the one that it is inside of; None if there is no such step."""
         return next((self.graph.position[each] for each in owners(step_id) if each in self.graph.position), None)
 
+    def rank(self, step_id: str) -> tuple[int, ...]:
+        """Where a step comes, one by one: its place in the set, then in what the step around it became, and so on."""
+        around = reversed(list(owners(step_id)))
+        return tuple(self._positions[each] for each in around if each in self._positions)
+
+    def after(self, step_id: str) -> list[Step]:
+        """The steps that come after this one, one by one, and are not inside of it."""
+        rank = self.rank(step_id)
+        ranked = sorted(((self.rank(step.id), step) for step in self.steps()), key=lambda each: each[0])
+        return [step for found, step in ranked if found > rank and found[: len(rank)] != rank]
+
     def after_checkpoint(self, name: str) -> Sequence[Step] | None:
         """The steps that come after the checkpoint of this name, one by one; None if the run has not passed it."""
         passed = [
-            self.graph.position[step_id]
+            step_id
             for step_id, result in self.results.items()
             if result.op == CHECKPOINT
             and result.status is StepStatus.SUCCEEDED
             and (result.outputs or {}).get("name") == name
-            and step_id in self.graph.position
         ]
-        return self.graph.steps[max(passed) + 1 :] if passed else None
+        return self.after(max(passed, key=self.rank)) if passed else None
 
     # How they stand.
 
@@ -98,6 +122,31 @@ class Books:
     def succeeded(self) -> list[str]:
         """The steps whose effects stand, in the order of their ends."""
         return [step_id for step_id, result in self.results.items() if result.status is StepStatus.SUCCEEDED]
+
+    def is_being_undone(self, step_id: str) -> bool:
+        """Whether a process died over the step's `undo`: whether that came to its end, nobody knows."""
+        record = self.recorded.get(step_id)
+        return record is not None and record.status == StepStatus.RUNNING
+
+    def taken_back_in_part(self) -> list[str]:
+        """Steps whose `undo` was begun or done by a process that died before it had taken back what came after them."""
+        taken = [each for each, record in self.recorded.items() if record.status in (StepStatus.PENDING, _UNDOING)]
+        if not taken:
+            return []
+        self.take_over()
+        with_undo = {step.id for step in self.steps() if step.instruction.undo is not None}
+        last = max((self.rank(step_id) for step_id in self.succeeded()), default=())
+        return [
+            step_id
+            for step_id in taken
+            if self.is_being_undone(step_id)
+            or (step_id in with_undo and self.rank(step_id) < last and not self._is_inside_of_a_failure(step_id))
+        ]
+
+    def _is_inside_of_a_failure(self, step_id: str) -> bool:
+        """Whether it was undone with a call that failed and was gone on from."""
+        around = [self.recorded[each] for each in owners(step_id) if each != step_id and each in self.recorded]
+        return any(record.status == StepStatus.FAILED for record in around)
 
     def take_over(self) -> None:
         """Count what an earlier process left as this one's, with all that its steps had become."""
@@ -132,6 +181,10 @@ class Books:
         for step_id in step_ids:
             self.results.pop(step_id, None)
             self.recorded.pop(step_id, None)
+
+
+_UNDOING = StepStatus.RUNNING
+"""What the journal says of a step from before its `undo` begins until that has ended."""
 
 
 def owners(step_id: str) -> Iterator[str]:

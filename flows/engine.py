@@ -16,6 +16,7 @@ How a run ends:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,18 +36,18 @@ from quantum_orchestrator.blocks.errors import (
     TimedOut,
     UsageError,
 )
+from quantum_orchestrator.blocks.home import workspace_option
 from quantum_orchestrator.blocks.journal import RunRecord, boot_id
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import printable
 from quantum_orchestrator.blocks.workspace import Conflicts, Undo, Workspace
-from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Conflicted, Observer, Outputs
+from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Conflicted, Observer, Outputs, conflict_error
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, InstructionSet, OnFailure, RollbackTo, Trust
 from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
     Step,
-    connect,
     effects_of,
     handler_steps,
     resolved_parameters,
@@ -200,6 +201,9 @@ class Run:
             outcome = await self._execute()
             if outcome.status in _STAYS_UNTIL_SOMEBODY_DECIDES:
                 await asyncio.to_thread(self.workspace.folder.syncfs)
+            elif outcome.status is RunStatus.NEEDS_ATTENTION:
+                with contextlib.suppress(OSError):  # of a disk that fails: that has been told already
+                    await asyncio.to_thread(self.workspace.folder.syncfs)
         finally:
             self._threads.shutdown(wait=True)
         self.journal.update(
@@ -243,7 +247,8 @@ class Run:
 
     async def _settle(self) -> None:
         """Undo what an earlier process had begun and not seen to its end, or is to be done again: those run anew."""
-        again = await self._in_thread(self._settle_what_was_cut_short)
+        half = self.books.taken_back_in_part()
+        again = [*half, *await self._in_thread(partial(self._settle_what_was_cut_short, half))]
         if self.settings.start_at is not None:
             again.append(self.settings.start_at)
         if again:
@@ -260,8 +265,11 @@ class Run:
             raise StateError(f"run {self.id} has no step {', '.join(step_ids)}", hint="`qo show` lists its steps")
         return min(found)
 
-    def _settle_what_was_cut_short(self) -> list[str]:
-        """The steps that a power cut has taken back, as far as that could not be made up for."""
+    def _settle_what_was_cut_short(self, half: Sequence[str]) -> list[str]:
+        """The steps that a power cut has taken back, as far as that could not be made up for.
+
+        Of `half`, steps that are being taken back, nothing is put back yet: what came after them is in the way.
+        """
         done = {step_id for step_id, record in self.books.recorded.items() if record.status == StepStatus.SUCCEEDED}
         lost: list[str] = []
         if self._undoing.torn:
@@ -269,8 +277,12 @@ class Run:
             self._undoing.tell_aside(redo.aside)
             lost = redo.lost
         begun = {effect.step for effect in self.journal.effects(self.id)} | set(self.journal.steps_captured(self.id))
-        if begun - done:
-            self._undoing.put_back(begun - done)
+        cut_short = begun - done
+        if half:
+            left = self.books.with_inner(self.graph.steps[self._first_place(half) :])
+            cut_short -= self.books.recorded.keys() & set(left)
+        if cut_short:
+            self._undoing.put_back(cut_short)
         return lost
 
     def interrupt(self) -> None:
@@ -440,8 +452,7 @@ class Run:
                 await stop.wait(partial(asyncio.sleep, _delay(step, number)))
 
     async def _run_inner(self, step: Step, name: str, expansion: Expansion, stop: Stop) -> None:
-        self.books.take_in(name, expansion)
-        await self._run_graph(connect(expansion), step, stop)
+        await self._run_graph(self.books.take_in(name, expansion), step, stop)
 
     # Failure.
 
@@ -462,16 +473,15 @@ class Run:
     async def _after_failure(self, failed: StepFailed) -> Outcome:
         outcome = Outcome(RunStatus.ROLLED_BACK, failed.error, failed.step.id)
         chosen = self.settings.on_failure
+        self.books.take_over()
         if isinstance(chosen, RollbackTo):
             after = self.books.after_checkpoint(chosen.rollback_to)
             if after is not None:
                 outcome.status, outcome.checkpoint = RunStatus.KEPT, chosen.rollback_to
                 return await self._undo_after(outcome, after, shown=True)
         if chosen is OnFailure.KEEP or chosen is OnFailure.PAUSE:
-            place = self.books.place(failed.step.id)
-            assert place is not None
             outcome.status = RunStatus.PAUSED if chosen is OnFailure.PAUSE else RunStatus.KEPT
-            return await self._undo_after(outcome, self.graph.steps[place + 1 :], shown=False)
+            return await self._undo_after(outcome, self.books.after(failed.step.id), shown=False)
         return await self._roll_back(outcome)
 
     async def _undo_after(self, outcome: Outcome, steps: Sequence[Step], *, shown: bool) -> Outcome:
@@ -516,6 +526,20 @@ class Run:
             return await self._undoing.shown(self.after_checkpoint(to), conflicts)
         finally:
             self._threads.shutdown(wait=True)
+
+    def refuse_conflicts(self, step_id: str) -> None:
+        """Raises NeedsAttention, with nothing changed, if somebody has changed what would be undone to run again from
+        this step on."""
+        self.books.take_over()
+        chosen = self.books.with_inner(self.graph.steps[self._first_place([step_id]) :])
+        undo = self.workspace.plan_undo(self.id, chosen, torn=self._undoing.torn)
+        if undo.conflicts:
+            at = f"{self.id}{workspace_option(self.workspace.root)}"
+            raise NeedsAttention(
+                conflict_error(self.id, undo, self.workspace.root).message,
+                hint=f"nothing was changed; `qo resume {at}` goes on with them as they are, `qo rollback {at} "
+                "--force-conflicts overwrite` puts them aside and undoes the run",
+            )
 
     def after_checkpoint(self, name: str) -> Sequence[Step]:
         """The steps after a checkpoint that the run has passed. Raises UsageError if it has not."""
@@ -577,9 +601,19 @@ class Run:
 
 
 def was_cut_short(record: RunRecord) -> bool:
-    """Whether the machine has been started anew since the run was last at work, and not come to a durable end."""
-    at_work = record.status in (RunStatus.RUNNING, RunStatus.NEEDS_ATTENTION)
+    """Whether the machine has been started anew since the run was last at work, and not come to a durable end.
+
+    What needs attention has come to one, unless it is being undone: what is found there is somebody's, and not torn.
+    """
+    at_work = record.status == RunStatus.RUNNING or (
+        record.status == RunStatus.NEEDS_ATTENTION and record.ended_at is None
+    )
     return at_work and record.boot_id not in (None, boot_id())
+
+
+def boot_at_work(record: RunRecord) -> str | None:
+    """The boot to note when a run is taken up again. One that was cut short stays so until that has been settled."""
+    return record.boot_id if was_cut_short(record) else boot_id()
 
 
 def machine_capacity() -> dict[str, float]:

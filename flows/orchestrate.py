@@ -36,7 +36,7 @@ from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.attempts import Observer
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure, RollbackTo
-from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings
+from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings, boot_at_work
 from quantum_orchestrator.flows.flow_runs import (
     build_flow,
     close_task_runs,
@@ -186,10 +186,12 @@ async def run_set(request: RunRequest) -> dict[str, Any]:
             return await _in_flow_run(record, request, opened, flow_run)
 
 
-async def carry_on(request: RunRequest, run_id: str) -> dict[str, Any]:
+async def carry_on(request: RunRequest, run_id: str, *, chosen_as: str | None = None) -> dict[str, Any]:
     """Go on with a run that waited or died, or begin one again that was undone, in its own flow run if that can be had.
 
-    Raises UsageError for one that is committed, NeedsAttention where it, or another, must be settled first.
+    `chosen_as` is the status by which the caller chose it: one that somebody has undone meanwhile is not begun again.
+    Raises UsageError for such a one and one that is committed, NeedsAttention where it, or another, must be settled
+    first.
     """
     async with locked(request.root, wait=request.wait, on_wait=request.on_wait) as opened:
         record = opened.journal.run(run_id)
@@ -197,7 +199,17 @@ async def carry_on(request: RunRequest, run_id: str) -> dict[str, Any]:
             raise UsageError(f"no run {run_id!r} in this workspace", hint="`qo history` lists them")
         if record.status == RunStatus.COMMITTED:
             raise UsageError(f"run {record.id} is {record.status}: there is nothing to go on with")
+        if chosen_as is not None and chosen_as not in UNDONE and record.status in UNDONE:
+            at = f"{record.id}{workspace_option(request.root)}"
+            raise UsageError(
+                f"run {record.id} was rolled back meanwhile", hint=f"`qo resume {at}` runs it again from its start"
+            )
         _refuse_to_go_on(record, opened.journal, request.root)
+        if request.start_at is not None and record.status not in UNDONE:
+            settings = _settings(record, request)
+            Run(record, request.document, opened.workspace, settings, policy=opened.policy).refuse_conflicts(
+                request.start_at
+            )
         async with flow_run_again(record, request.document, request.root) as flow_run:
             return await _in_flow_run(record, request, opened, flow_run)
 
@@ -318,6 +330,7 @@ def _begin_or_go_on(record: RunRecord, journal: Journal, root: Path) -> bool:
         known.id,
         status=RunStatus.RUNNING.value,
         pid=os.getpid(),
+        boot_id=boot_at_work(known),
         ended_at=None,
         report=None,
         error=None,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantum_orchestrator.blocks import diff
-from quantum_orchestrator.blocks.errors import NeedsAttention, UsageError
+from quantum_orchestrator.blocks.errors import NeedsAttention, UsageError, WorkspaceBusy
 from quantum_orchestrator.blocks.holdings import when_pruned
 from quantum_orchestrator.blocks.home import home, workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
@@ -25,7 +25,7 @@ from quantum_orchestrator.blocks.workspace import GIT, Conflicts, Undo, Workspac
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.attempts import conflict_error
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure
-from quantum_orchestrator.flows.engine import Run, RunSettings, StepRunner, was_cut_short
+from quantum_orchestrator.flows.engine import Run, RunSettings, StepRunner, boot_at_work, was_cut_short
 from quantum_orchestrator.flows.results import RunEvent, RunStatus, StepStatus
 
 UNDONE = (RunStatus.ROLLED_BACK, RunStatus.CANCELLED)
@@ -112,7 +112,7 @@ def rollback(
     policy = Policy.load(home() / "policy.toml")
     journal = Journal(workspace_home(root))
     try:
-        journal.lock.acquire()
+        _acquire(journal, root)
         journal.require_sound()
         workspace = Workspace(root, journal, policy.snapshot_exclude)
         try:
@@ -123,6 +123,17 @@ def rollback(
     finally:
         journal.lock.release()
         journal.close()
+
+
+def _acquire(journal: Journal, root: Path) -> None:
+    """Nobody who asks for a rollback waits: what runs is to be ended first, which undoes it."""
+    try:
+        journal.lock.acquire()
+    except WorkspaceBusy as busy:
+        at = workspace_option(root)
+        raise WorkspaceBusy(
+            busy.message, hint=f"`qo cancel{at}` ends it and undoes it; `qo status{at}` says more"
+        ) from busy
 
 
 @dataclass(slots=True)
@@ -169,7 +180,7 @@ async def _rollback(case: _Case, *, check: bool, show: Shower) -> RolledBack:
     steps = case.steps()
     undo = workspace.plan_undo(run.id, steps, conflicts=choice.conflicts, torn=was_cut_short(run))
     if undo.conflicts and choice.conflicts is Conflicts.REPORT:
-        raise _refused(run, undo, workspace.root)
+        raise _refused(run, undo, workspace.root, choice.to)
     planned = _planned(workspace, run, undo)
     if check:
         return planned
@@ -192,14 +203,20 @@ def _planned(workspace: Workspace, run: RunRecord, undo: Undo) -> RolledBack:
 async def _undo(case: _Case, steps: Sequence[str] | None, show: Shower) -> tuple[Undo, str]:
     """In an order in which a process that dies leaves a run that is unfinished, and can be undone again."""
     journal, run, choice = case.workspace.journal, case.run, case.choice
-    succeeded = [step.id for step in journal.steps(run.id).values() if step.status == StepStatus.SUCCEEDED]
+    stood = (StepStatus.SUCCEEDED, StepStatus.RUNNING)  # running: a process died over its `undo`
+    succeeded = [step.id for step in journal.steps(run.id).values() if step.status in stood]
     undone = succeeded if steps is None else [each for each in succeeded if each in steps]
-    journal.update(run.id, status=RunStatus.NEEDS_ATTENTION.value)
+    journal.update(run.id, status=RunStatus.NEEDS_ATTENTION.value, ended_at=None, boot_id=boot_at_work(run))
 
     async def unwind(runner: StepRunner | None) -> Undo:
         return await case.unwinding(runner).unwind(to=choice.to, conflicts=choice.conflicts)
 
-    undo = await show(run, unwind)
+    try:
+        undo = await show(run, unwind)
+    except NeedsAttention:
+        case.workspace.folder.syncfs()
+        journal.update(run.id, ended_at=time.time())
+        raise
     case.workspace.folder.syncfs()
     status = RunStatus.ROLLED_BACK
     if steps is not None:
@@ -208,8 +225,8 @@ async def _undo(case: _Case, steps: Sequence[str] | None, show: Shower) -> tuple
     return undo, status.value
 
 
-def _refused(run: RunRecord, undo: Undo, root: Path) -> NeedsAttention:
-    error = conflict_error(run.id, undo, root)
+def _refused(run: RunRecord, undo: Undo, root: Path, to: str | None) -> NeedsAttention:
+    error = conflict_error(run.id, undo, root, to=to)
     see = f"`qo diff {run.id}{workspace_option(root)}`"
     return NeedsAttention(error.message, hint=f"nothing was changed; {see} shows what the run did. {error.hint}")
 

@@ -86,6 +86,7 @@ _WITH_EFFECTS = (
     RunStatus.PAUSED,
     RunStatus.AWAITING_APPROVAL,
     RunStatus.NEEDS_ATTENTION,
+    RunStatus.INTERRUPTED,
 )
 
 

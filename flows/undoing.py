@@ -1,7 +1,8 @@
 """Taking back what steps have done: everything of a run, or what came after some place in it.
 
-The order is such that a process which dies in between leaves a run that can be taken up: a step's `undo` instruction
-runs, once; then the journal says that the step has to run again; then its effects are put back, which may be repeated.
+The order is such that a process which dies in between leaves a run that can be taken up: the journal says that the
+`undo` instruction of a step begins; it runs, once, or again after a death in that very moment; then the journal says
+that the step has to run again; then its effects are put back, which may be repeated.
 What has reached the world outside of the workspace stays there, unless its `undo` has taken it back.
 """
 
@@ -63,6 +64,7 @@ class Undoing:
 
         Raises NeedsAttention where something could not be put back, and stays as it is.
         """
+        self._books.take_over()
         chosen = self._books.with_inner(steps)
         await self._compensate(chosen)
         self._workspace.journal.forget_decisions(self._books.run_id, chosen)
@@ -80,7 +82,7 @@ class Undoing:
 
     async def everything(self, conflicts: Conflicts = Conflicts.REPORT) -> Undo:
         """Take back the whole run; the journal then holds its steps as rolled back. Raises like `steps`."""
-        succeeded = self._books.succeeded()
+        succeeded = [*self._books.succeeded(), *filter(self._books.is_being_undone, self._books.recorded)]
         await self._compensate(succeeded)
 
         async def work() -> Undo:
@@ -159,13 +161,16 @@ class Undoing:
         steps = {
             step.id: step for step in self._books.steps() if step.id in chosen and step.instruction.undo is not None
         }
-        for step_id in reversed([each for each in self._books.results if each in steps]):
-            if self._books.results[step_id].status is StepStatus.SUCCEEDED:
+        for step_id in sorted(steps, key=self._books.rank, reverse=True):
+            result = self._books.results.get(step_id)
+            succeeded = result is not None and result.status is StepStatus.SUCCEEDED
+            if succeeded or self._books.is_being_undone(step_id):
                 await self._show(f"{step_id}/undo", partial(self._in_thread, partial(self._undo, steps[step_id])))
 
     def _undo(self, step: Step) -> Sequence[str]:
         undo, journal = step.instruction.undo, self._books.journal
         assert undo is not None
+        journal.set_step_status(self._books.run_id, step.id, StepStatus.RUNNING.value)
         try:
             self._attempts.make(Step(f"{step.id}/undo", undo, step.scope, step.item), CancelToken())
         except QuantumError as error:

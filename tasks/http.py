@@ -136,7 +136,7 @@ class Request(Operation[RequestParameters, RequestOutputs]):
         context.cancel.on_cancel(exchange.done.set)
         exchange.done.wait(exchange.seconds)
         exchange.abandoned = True
-        if exchange.done.is_set() and not exchange.may_have_changed_something:
+        if exchange.ended and not exchange.may_have_changed_something:
             context.not_sent()
         if context.cancel.cancelled:
             raise Interrupted
@@ -158,6 +158,8 @@ class _Exchange(threading.Thread):
         self.parameters, self.hosts, self.seconds = parameters, frozenset(host.casefold() for host in hosts), seconds
         self.deadline = time.monotonic() + seconds
         self.done = threading.Event()
+        """Nobody needs to wait any more: it has ended, or the run is cancelled."""
+        self.ended = False
         self.abandoned = False
         self.may_have_changed_something = False
         self._outputs: RequestOutputs | None = None
@@ -169,6 +171,7 @@ class _Exchange(threading.Thread):
             self._outputs = self._send()
         except BaseException as error:  # raised again by `result`, on the operation's thread
             self._error = error
+        self.ended = True
         self.done.set()
 
     def result(self) -> RequestOutputs:

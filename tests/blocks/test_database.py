@@ -433,3 +433,29 @@ def test_a_migration_that_is_broken_off_leaves_version_1(tmp_path: Path) -> None
     assert database.read("PRAGMA user_version") == [(VERSION,)]
     assert [row[:2] for row in database.select(APPROVALS, "1")] == [("r1", "s")]
     database.close()
+
+
+def test_an_older_version_put_back_in_the_place_of_a_newer_one_is_noticed_each_time(tmp_path: Path) -> None:
+    of_version_1(tmp_path)
+    SequenceFile(tmp_path / "sequence").write(Mark(5, 7))
+    for _ in range(2):
+        with pytest.raises(StateError, match="the end of the journal is lost"):
+            Database(tmp_path)
+
+
+def test_effects_that_are_removed_during_an_opening_are_not_missed(tmp_path: Path) -> None:
+    fill(tmp_path)
+    journal = Journal(tmp_path)
+    journal.update("r1", status="committed")
+    real = Database._ledger
+
+    def ledger_before_they_go(database: Database) -> object:
+        found = real(database)
+        if database is not journal._database and not journal.runs()[0].pruned:
+            journal.prune(["r1"])
+        return found
+
+    with mock.patch.object(Database, "_ledger", ledger_before_they_go):
+        Database(tmp_path).close()
+    assert journal.runs()[0].pruned
+    journal.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantum_orchestrator.blocks import git_objects
+from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.git_objects import GitObjects
 from quantum_orchestrator.blocks.journal import Journal
 from quantum_orchestrator.blocks.workspace import Workspace
@@ -236,3 +237,38 @@ def test_a_link_in_place_of_the_objects_is_not_followed(root: Path, tmp_path: Pa
     found = GitObjects(root, tmp_path / "state")
     found.keep(".git", RUN, "s")
     assert list((tmp_path / "state").glob(f"{KEPT}/*/*")) == []
+
+
+def test_the_names_of_new_folders_are_durable(
+    workspace: Workspace, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sh(root, "rm -rf .git; git init -qb main .; git add a; git commit -qm first")
+    synced: set[Path] = set()
+    real = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    workspace.capture(RUN, "s", ["."])
+    state = root.parent / "state"
+    made = [path for path in (state / "objects").rglob("*") if path.is_dir()]
+    assert {state, *(path.parent for path in made)} <= synced
+
+
+def test_objects_that_cannot_be_listed_stop_the_step(
+    workspace: Workspace, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.capture(RUN, "one", ["."])
+    workspace.finish(RUN, "one")
+    before = len(list((root.parent / "state").glob(f"{KEPT}/*/*")))
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(git_objects, "_listed", fails)
+        with pytest.raises(OperationError, match="keep the objects"):
+            workspace.capture(RUN, "two", ["."])
+    assert len(list((root.parent / "state").glob(f"{KEPT}/*/*"))) == before > 0

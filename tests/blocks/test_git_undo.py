@@ -379,3 +379,48 @@ def test_a_file_written_by_an_operation_and_committed_by_another_is_undone(works
     assert workspace.undo(RUN).conflicts == []
     assert sh(root, "git log --format=%s") == "second\nfirst\n"
     assert sh(root, "git status --porcelain") == "A  theirs\n"
+
+
+def test_a_branch_that_somebody_is_on_now_stays_if_that_is_kept(workspace: Workspace, root: Path) -> None:
+    run(workspace, "git branch feature")
+    sh(root, "git checkout -q feature")
+    workspace.undo(RUN, conflicts=Conflicts.KEEP)
+    assert sh(root, "git rev-parse feature") == sh(root, "git rev-parse main")
+    assert sh(root, "git status --porcelain") == ""
+
+
+def test_tables_of_refs_stay_whole_where_their_list_is_kept(workspace: Workspace, root: Path) -> None:
+    tables = root / ".git/reftable"
+    tables.mkdir()
+    (tables / "tables.list").write_text("1.ref\n")
+    (tables / "1.ref").write_text("one")
+    run(workspace, "cd .git/reftable; echo two > 2.ref; echo 2.ref >> tables.list")
+    sh(tables, "echo three > 3.ref; echo 3.ref >> tables.list")
+    workspace.undo(RUN, conflicts=Conflicts.KEEP)
+    assert all((tables / name).exists() for name in (tables / "tables.list").read_text().split())
+
+
+def test_a_packed_ref_may_have_any_character_in_its_name(workspace: Workspace, root: Path) -> None:
+    run(workspace, "git branch made")
+    sh(root, "git branch 'made\u2028too' side; git pack-refs --all; git update-ref -d refs/heads/made")
+    assert workspace.undo(RUN).conflicts == []
+    assert "made\u2028too" in sh(root, "git for-each-ref")
+
+
+def test_a_ref_that_a_run_has_moved_and_packed_goes_back(workspace: Workspace, root: Path) -> None:
+    sh(root, "git pack-refs --all")
+    before = sh(root, "git for-each-ref")
+    run(workspace, f"{COMMIT}; git branch made; git pack-refs --all")
+    sh(root, "echo theirs > theirs; git add theirs")
+    assert workspace.undo(RUN).conflicts == []
+    assert sh(root, "git for-each-ref") == before
+
+
+def test_a_ref_that_was_only_packed_again_stays_where_it_is(workspace: Workspace, root: Path) -> None:
+    before = sh(root, "git for-each-ref")
+    run(workspace, "echo n > n; git add n; git pack-refs --all --no-prune")
+    sh(root, "echo theirs > theirs; git add theirs; git branch -qf side main")
+    theirs = sh(root, "git for-each-ref")
+    assert theirs != before
+    assert workspace.undo(RUN).conflicts == []
+    assert sh(root, "git for-each-ref") == theirs

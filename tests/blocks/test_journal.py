@@ -242,10 +242,20 @@ def test_decisions_are_forgotten_with_their_steps(journal: Journal) -> None:
 def test_the_first_try_to_send_is_in_no_doubt_and_later_ones_have_its_key(journal: Journal) -> None:
     first = journal.begin_sending("r1", "s", "key 1")
     assert first == Sending("s", "key 1", SendingState.TRYING, in_doubt=False)
-    assert journal.begin_sending("r1", "s", "key 2") == Sending("s", "key 1", SendingState.TRYING, in_doubt=True)
     journal.drop_sending("r1", "s")
-    assert journal.begin_sending("r1", "s", "key 3") == Sending("s", "key 1", SendingState.DROPPED, in_doubt=False)
-    assert journal.sendings("r1") == [Sending("s", "key 1", SendingState.TRYING, in_doubt=True)]
+    assert journal.sendings("r1") == []
+    assert journal.begin_sending("r1", "s", "key 2") == Sending("s", "key 1", SendingState.DROPPED, in_doubt=False)
+    assert journal.begin_sending("r1", "s", "key 3") == Sending("s", "key 1", SendingState.TRYING, in_doubt=True)
+
+
+def test_a_try_that_is_dropped_says_nothing_of_an_earlier_one(journal: Journal) -> None:
+    for _ in range(2):
+        journal.begin_sending("r1", "s", "key")
+    journal.drop_sending("r1", "s")
+    assert [each.in_doubt for each in journal.sendings("r1")] == [True]
+    assert journal.begin_sending("r1", "s", "key").in_doubt
+    journal.record_step("r1", StepRecord("s", "git.push", "succeeded"), done=True)
+    assert [each.state for each in journal.sendings("r1")] == [SendingState.SENT]
 
 
 def test_a_sending_is_sent_with_its_step(journal: Journal) -> None:

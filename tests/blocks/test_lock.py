@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -264,3 +265,29 @@ def test_a_lock_that_never_comes_free_is_no_dead_run_but_a_busy_workspace(lock: 
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(WorkspaceBusy, match="process unknown"):
             lock.acquire()
+
+
+def test_a_lock_whose_file_has_gone_meanwhile_is_not_taken(lock: Lock, tmp_path: Path) -> None:
+    lock.acquire()
+    other = Lock(tmp_path / "lock")
+    waiting = threading.Thread(target=release_once_it_is_open, args=(lock, tmp_path / "lock"))
+    waiting.start()
+    with pytest.raises(StateError, match="removed"):
+        other.acquire()
+    waiting.join()
+    other.acquire()
+    other.release()
+
+
+def release_once_it_is_open(lock: Lock, path: Path) -> None:
+    def opened_twice() -> bool:
+        found = (os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if is_open(name))
+        return list(found).count(str(path)) == 2
+
+    eventually(opened_twice)
+    path.unlink()
+    lock.release()
+
+
+def is_open(name: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{name}")

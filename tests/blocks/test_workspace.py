@@ -431,3 +431,35 @@ def test_claims_are_known_to_the_next_process(workspace: Workspace, root: Path) 
     assert state_of(root) == {}
     other.close()
     journal.close()
+
+
+def test_what_is_put_back_is_durable_before_the_journal_calls_it_undone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay = Overlay(workspace.tree)
+    overlay.write("new", b"new", 0o644)
+    workspace.apply(RUN, "s", overlay.changes(), overlay.content_of)
+    order: list[str] = []
+    sync, mark = ConfinedFolder.syncfs, Journal.mark_undone
+
+    def syncs(folder: ConfinedFolder) -> None:
+        order.append("gone" if not (folder.root / "new").exists() else "there")
+        sync(folder)
+
+    def marks(journal: Journal, *effects: Any) -> None:
+        order.append("undone")
+        mark(journal, *effects)
+
+    monkeypatch.setattr(ConfinedFolder, "syncfs", syncs)
+    monkeypatch.setattr(Journal, "mark_undone", marks)
+    workspace.undo(RUN)
+    assert order == ["gone", "undone"]
+
+
+def test_a_branch_that_is_called_like_a_cache_is_put_back(workspace: Workspace, root: Path) -> None:
+    run(root, "sh", "-ec", "git init -qb main .; git commit -q --allow-empty -m first; git branch node_modules")
+    before = run(root, "git", "for-each-ref")
+    with_git = act(workspace, "s")
+    with_git(lambda root: run(root, "sh", "-ec", "git commit -q --allow-empty -m more; git branch -f node_modules"))
+    assert workspace.undo(RUN).conflicts == []
+    assert run(root, "git", "for-each-ref") == before

@@ -50,6 +50,19 @@ class TestGoingOnFromAStep:
         qo("resume", "--from", "count").exits(0).prints("committed: run ")
         assert (qo.work.parent / "count").read_text() == ".\n.\n"
 
+    def test_what_somebody_has_changed_since_is_not_undone_for_it(self, qo: Qo) -> None:
+        need = script("test -e ../ready", step="need", reads=[], writes=[])
+        said = qo("run", qo.set(NOTE, SHIP, need, on_failure="pause")).exits(4)
+        run_id = run_id_of(qo)
+        said.says(f"paused: `qo resume {run_id}` goes on, `qo rollback {run_id}` undoes it")
+        (qo.work / "shipped.txt").write_text("mine\n")
+        said = qo("resume", "--from", "note").exits(4)
+        said.says("shipped.txt").says(f"nothing was changed; `qo resume {run_id}` goes on with them as they are")
+        assert qo.files == {"note.txt": "hello\n", "shipped.txt": "mine\n"}
+        (qo.work.parent / "ready").touch()
+        qo("resume", run_id).exits(0)
+        assert qo.files == {"note.txt": "hello\n", "shipped.txt": "mine\n"}
+
     def test_a_run_that_was_rolled_back_runs_again_under_its_own_name(self, qo: Qo) -> None:
         qo("run", qo.set(NOTE, script("test -e ../ready", needs=["note"]))).exits(1)
         run_id = run_id_of(qo)

@@ -20,7 +20,7 @@ import prefect_api as prefect
 import pytest
 from commands import NOTE, Qo, eventually, script
 
-from quantum_orchestrator.blocks.errors import NeedsAttention
+from quantum_orchestrator.blocks.errors import NeedsAttention, UsageError
 from quantum_orchestrator.blocks.home import workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.tree import Change
@@ -246,6 +246,16 @@ def test_retries_that_the_user_has_set_for_every_flow_are_made(root: Path) -> No
     found = prefect.flow_run(ended["flow_run_id"])
     assert (found["state_name"], found["run_count"]) == ("Completed", 2)
     assert [run.status for run in journaled(root)] == ["committed"]
+
+
+def test_a_run_that_was_undone_while_somebody_waited_to_go_on_with_it_is_not_begun_again(root: Path) -> None:
+    from quantum_orchestrator.flows.orchestrate import RunRequest, carry_on, run_set
+
+    document = load(json.dumps(a_set(APPEND, SECOND_TRY)).encode())
+    request = RunRequest(document, resolve_inputs(document, {}), root)
+    failed = asyncio.run(run_set(request))
+    with pytest.raises(UsageError, match="was rolled back meanwhile"):
+        asyncio.run(carry_on(request, failed["run_id"], chosen_as="paused"))
 
 
 def test_a_run_that_was_undone_can_be_begun_again_in_its_flow_run(root: Path) -> None:

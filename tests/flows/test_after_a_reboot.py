@@ -10,7 +10,8 @@ from test_engine import Bench, shell, write
 
 from quantum_orchestrator.blocks.errors import NeedsAttention
 from quantum_orchestrator.blocks.home import workspace_home
-from quantum_orchestrator.flows.engine import Run
+from quantum_orchestrator.blocks.journal import Journal
+from quantum_orchestrator.flows.engine import Run, was_cut_short
 from quantum_orchestrator.flows.recover import rollback
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus
 
@@ -140,3 +141,58 @@ def test_what_git_has_lost_runs_again(tmp_path: Path) -> None:
     assert (root / "y").read_text() == "new\n"
     bench.workspace.close()
     bench.journal.close()
+
+
+def test_what_somebody_changed_before_a_normal_reboot_is_a_conflict_after_it(bench: Bench) -> None:
+    assert bench.run(*STEPS).status is RunStatus.COMMITTED
+    conflict = bench.root / "y"
+
+    def watch(_run: Run, event: RunEvent) -> None:
+        if event.kind is EventKind.ROLLING_BACK:
+            conflict.write_text("mine\n")
+
+    bench.watch = watch
+    rollback(bench.root, "r1")
+    failing = shell("f", "exit 1", needs=["b"])
+    conflict.write_text("before\n")
+    assert bench.run(STEPS[0], STEPS[1], failing, run_id="r2").status is RunStatus.NEEDS_ATTENTION
+    bench.journal.update("r2", boot_id="another")
+    with pytest.raises(NeedsAttention, match="y"):
+        rollback(bench.root, "r2")
+    assert conflict.read_text() == "mine\n"
+
+
+def test_a_rollback_that_dies_belongs_to_the_boot_that_it_ran_under(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.run(*STEPS).status is RunStatus.COMMITTED
+    the_machine_starts_anew(bench)
+
+    def dies(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Journal, "mark_undone", dies)
+    with pytest.raises(Killed):
+        rollback(bench.root, "r1")
+    monkeypatch.undo()
+    (bench.root / "y").write_text("mine\n")
+    with pytest.raises(NeedsAttention, match="y"):
+        rollback(bench.root, "r1")
+    the_machine_starts_anew(bench)
+    undone = rollback(bench.root, "r1")
+    assert undone.aside["y"].read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(("status", "found"), [("paused", False), ("running", True)])
+def test_only_what_was_cut_short_is_still_so_when_it_is_taken_up_again(
+    bench: Bench, status: str, *, found: bool
+) -> None:
+    from quantum_orchestrator.flows import orchestrate
+
+    bench.journal.update("r1", status=status, boot_id="another")
+    record = bench.journal.run("r1")
+    assert record is not None
+    orchestrate._begin_or_go_on(record, bench.journal, bench.root)
+    now = bench.journal.run("r1")
+    assert now is not None
+    assert was_cut_short(now) is found

@@ -12,6 +12,7 @@ from test_engine import Bench, fail, shell, write
 
 from quantum_orchestrator.blocks.errors import NeedsAttention, UsageError
 from quantum_orchestrator.blocks.home import workspace_home
+from quantum_orchestrator.blocks.journal import Journal, StepRecord
 from quantum_orchestrator.blocks.tree import MemoryTree
 from quantum_orchestrator.flows.instruction_set import InvalidSet, load
 from quantum_orchestrator.flows.plan import build
@@ -20,6 +21,10 @@ from quantum_orchestrator.flows.recover import Choice, rollback
 from quantum_orchestrator.flows.results import RunStatus
 
 HALFWAY = Choice(to="halfway")
+
+
+class Killed(BaseException):
+    """In place of the death of the process."""
 
 
 @pytest.fixture
@@ -125,6 +130,49 @@ def test_files_changed_since_refuse_a_rollback_to_a_checkpoint(bench: Bench) -> 
     (bench.root / "x").write_text("mine\n")  # before the checkpoint: not in the way
     rollback(bench.root, "r1", choice=HALFWAY)
     assert bench.files() == {"x": "mine\n"}
+
+
+def test_a_refusal_names_the_command_that_goes_back_no_further(bench: Bench) -> None:
+    bench.run(write("a", "x"), checkpoint(), write("b", "y"))
+    end(bench)
+    (bench.root / "y").write_text("mine\n")
+    with pytest.raises(NeedsAttention) as refused:
+        rollback(bench.root, "r1", choice=HALFWAY)
+    assert "`qo rollback r1 --to halfway --workspace " in refused.value.hint
+
+
+def test_what_a_death_cut_short_in_a_list_known_only_then_is_undone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = {
+        "id": "copy",
+        "op": "file.copy",
+        "for_each": "${{ steps.list.outputs.paths }}",
+        "with": {"source": "${{ item }}", "destination": "out/${{ item }}"},
+    }
+    make = shell("make", "mkdir in; touch in/1 in/2")
+    record_step = Journal.record_step
+
+    def record(journal: Journal, run_id: str, step: StepRecord, **options: Any) -> None:
+        if step.id == "copy[1]":
+            raise Killed
+        record_step(journal, run_id, step, **options)
+
+    monkeypatch.setattr(Journal, "record_step", record)
+    with pytest.raises(Killed):
+        bench.run(make, {"id": "list", "op": "file.list", "with": {"path": "in"}}, checkpoint(), copy)
+    monkeypatch.undo()
+    assert "out/in/2" in bench.files()
+    assert rollback(bench.root, "r1", choice=HALFWAY).status == "paused"
+    assert bench.files() == {"in/1": "", "in/2": ""}
+
+
+def test_a_checkpoint_inside_a_call_that_stays_one_step_counts_too(bench: Bench) -> None:
+    inner = {"name": "inner", "instructions": [write("w", "x"), checkpoint(), write("v", "y")]}
+    bench.run({"id": "c", "op": "call", "with": {"set": inner}, "timeout": 60}, write("z", "z"))
+    end(bench)
+    rollback(bench.root, "r1", choice=HALFWAY)
+    assert bench.files() == {"x": "new\n"}
 
 
 def test_what_came_after_is_compensated_and_asked_for_again(bench: Bench) -> None:

@@ -191,6 +191,22 @@ def test_keep_undoes_steps_that_ran_ahead_of_the_failure(bench: Bench) -> None:
     assert bench.statuses() == {"a": "succeeded", "slow": "failed", "b": "skipped", "c": "skipped"}
 
 
+def test_keep_undoes_rounds_of_a_list_known_only_then_that_ran_ahead(bench: Bench) -> None:
+    first_fails = shell("s", "sleep 0.3; exit 1", when="${{ inputs.path == 'in/1' }}", reads=[], writes=[])
+    of_path = {"path": {"type": "string"}}
+    inner = {"name": "inner", "inputs": of_path, "instructions": [first_fails, write("w", "out/${{ inputs.path }}")]}
+    rounds = {
+        "id": "each",
+        "op": "call",
+        "for_each": "${{ steps.list.outputs.paths }}",
+        "with": {"set": inner, "inputs": {"path": "${{ item }}"}},
+    }
+    make = shell("make", "mkdir in; touch in/1 in/2")
+    listed = {"id": "list", "op": "file.list", "with": {"path": "in"}}
+    assert bench.run(make, listed, rounds, on_failure="keep").status is RunStatus.KEPT
+    assert bench.files() == {"in/1": "", "in/2": ""}
+
+
 def test_pause_keeps_and_goes_on_from_the_failed_step(bench: Bench) -> None:
     steps = [write("a", "x"), shell("s", "test -f ready"), write("b", "y")]
     assert bench.run(*steps, on_failure="pause").status is RunStatus.PAUSED

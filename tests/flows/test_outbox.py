@@ -201,6 +201,12 @@ def test_a_host_that_cannot_be_reached_leaves_no_doubt(bench: Bench, shop: Shop)
     assert report.outside(bench.journal, "r1") == []
 
 
+def test_a_later_try_that_cannot_get_through_leaves_the_doubt_about_the_earlier_one(bench: Bench, shop: Shop) -> None:
+    shop.answers = [0, 404]
+    assert bench.run(order(shop, retries=1)).status is RunStatus.ROLLED_BACK
+    assert [each["state"] for each in report.outside(bench.journal, "r1")] == ["in_doubt"]
+
+
 # Taking it back.
 
 

@@ -7,7 +7,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from hypothesis import strategies as st
 from test_engine import Bench, PlainRunner, fail, shell, write
 
 from quantum_orchestrator.blocks.confined import ConfinedFolder
-from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError
-from quantum_orchestrator.blocks.home import workspace_home
+from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError, WorkspaceBusy
+from quantum_orchestrator.blocks.home import workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal
 from quantum_orchestrator.blocks.tree import Entry, walk
 from quantum_orchestrator.blocks.workspace import DiskTree
+from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.engine import Run
 from quantum_orchestrator.flows.recover import rollback
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus
+from quantum_orchestrator.flows.undoing import Undoing
 
 
 @pytest.fixture
@@ -192,6 +194,70 @@ def test_what_an_earlier_process_did_outside_is_compensated(bench: Bench) -> Non
     bench.watch = lambda _run, _event: None
     assert bench.run(*steps).status is RunStatus.ROLLED_BACK
     assert not (bench.root.parent / "outside").exists()
+
+
+OUT = shell("out", "touch ../outside", undo=shell("back", "rm -f ../outside"), reads=[], writes=[])
+
+
+def test_what_an_earlier_process_did_outside_behind_a_failure_is_compensated_also_if_the_rest_is_kept(
+    bench: Bench,
+) -> None:
+    die_at(bench, EventKind.STEP_STARTED, "last")
+    with pytest.raises(Killed):
+        bench.run(OUT, shell("last", "true", needs=["out"]))
+    bench.watch = lambda _run, _event: None
+    assert bench.run(*ALL_PLACES_TAKEN, OUT, on_failure="keep").status is RunStatus.KEPT
+    assert not (bench.root.parent / "outside").exists()
+
+
+def test_what_an_earlier_process_did_outside_in_a_call_that_fails_is_compensated(bench: Bench) -> None:
+    die_at(bench, EventKind.STEP_STARTED, "c/last")
+    with pytest.raises(Killed):
+        bench.run(called(OUT, shell("last", "true", needs=["out"]), on_error="continue"))
+    bench.watch = lambda _run, _event: None
+    assert bench.run(called(*ALL_PLACES_TAKEN, OUT, on_error="continue")).status is RunStatus.COMMITTED
+    assert not (bench.root.parent / "outside").exists()
+
+
+def test_a_death_between_an_undo_instruction_and_the_rest_is_seen_by_a_resume(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been taken back runs again, and so does what was built on it."""
+    base = write("base", "x", "1\n", undo=shell("u", "echo taken back >> ../log", reads=[], writes=[]))
+    more = {"id": "more", "op": "file.append", "with": {"path": "x", "content": "2\n"}, "needs": ["base"]}
+    steps = [base, more, shell("s", "test -e ../ready", reads=[], writes=[], needs=["more"])]
+    compensate = Undoing._compensate
+
+    async def compensate_and_die(undoing: Undoing, step_ids: Collection[str]) -> None:
+        await compensate(undoing, step_ids)
+        raise Killed
+
+    monkeypatch.setattr(Undoing, "_compensate", compensate_and_die)
+    with pytest.raises(Killed):
+        bench.run(*steps)
+    monkeypatch.undo()
+    assert bench.files() == {"x": "1\n2\n"}
+    (bench.root.parent / "ready").touch()
+    assert bench.run(*steps).status is RunStatus.COMMITTED
+    assert bench.files() == {"x": "1\n2\n"}
+    assert (bench.root.parent / "log").read_text() == "taken back\n"
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_death_over_an_undo_instruction_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch, goes_on: bool) -> None:
+    """Whether it had come to its end, nobody knows: it runs again, and what it takes back then does."""
+    steps = [OUT, shell("s", "test -e ../ready", reads=[], writes=[], needs=["out"])]
+    monkeypatch.setattr(Journal, "take_back_sending", dies)
+    with pytest.raises(Killed):
+        bench.run(*steps)
+    monkeypatch.undo()
+    assert not (bench.root.parent / "outside").exists()
+    (bench.root.parent / "outside").touch()  # as if the death had come before its effect
+    if goes_on:
+        (bench.root.parent / "ready").touch()
+    assert bench.run(*steps).status is (RunStatus.COMMITTED if goes_on else RunStatus.ROLLED_BACK)
+    assert (bench.root.parent / "outside").exists() == goes_on
+    assert bench.journal.steps("r1")["out"].status == ("succeeded" if goes_on else "rolled_back")
 
 
 # What somebody else changes meanwhile.
@@ -570,6 +636,50 @@ def test_undo_instructions_run_when_an_ended_run_is_undone(ended: Bench) -> None
     rollback(ended.root, "r1")
     assert not (ended.root.parent / "out").exists()
     assert ended.journal.steps("r1")["s"].status == "rolled_back"
+
+
+def test_undo_instructions_of_an_ended_run_run_from_the_last_step_to_the_first(ended: Bench) -> None:
+    def step(step_id: str, *needs: str) -> dict[str, Any]:
+        undo = shell("u", f"echo {step_id} >> ../log", reads=[], writes=[])
+        return shell(step_id, "true", undo=undo, reads=[], writes=[], needs=list(needs))
+
+    inside = {"name": "inner", "instructions": [step("y"), step("b", "y")]}
+    call = {"id": "m", "op": "call", "with": {"set": inside}, "timeout": 60, "needs": ["z"]}
+    ended.run(step("z"), call, step("a", "m"))
+    rollback(ended.root, "r1")
+    assert (ended.root.parent / "log").read_text().split() == ["a", "b", "y", "z"]
+
+
+def test_a_rollback_after_a_death_over_an_undo_instruction_repeats_it(
+    ended: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended.run(OUT)
+    monkeypatch.setattr(Journal, "take_back_sending", dies)
+    with pytest.raises(Killed):
+        rollback(ended.root, "r1")
+    monkeypatch.undo()
+    (ended.root.parent / "outside").touch()
+    rollback(ended.root, "r1")
+    assert not (ended.root.parent / "outside").exists()
+    assert ended.journal.steps("r1")["out"].status == "rolled_back"
+
+
+def test_a_rollback_of_what_is_at_work_says_how_to_end_it(ended: Bench) -> None:
+    ended.run(write("a", "x"))
+    ended.journal.lock.acquire()
+    with pytest.raises(WorkspaceBusy) as refused:
+        rollback(ended.root, "r1")
+    ended.journal.lock.release()
+    assert refused.value.hint.startswith(f"`qo cancel{workspace_option(ended.root)}` ends it")
+
+
+def test_a_run_that_died_is_said_to_have_changed_what_it_has(bench: Bench) -> None:
+    die_at(bench, EventKind.STEP_STARTED, "last")
+    with pytest.raises(Killed):
+        bench.run(write("a", "x"), shell("last", "true", needs=["a"]))
+    run = bench.journal.run("r1")
+    assert run is not None
+    assert report.run_document(run, RunStatus.INTERRUPTED, [], bench.journal, None)["diff"]["files"] == 1
 
 
 def test_caches_in_a_new_package_do_not_stop_a_rollback(bench: Bench) -> None:

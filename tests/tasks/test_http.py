@@ -401,6 +401,15 @@ def test_cancelling_the_run_ends_a_request_at_once(site: str) -> None:
     assert time.monotonic() - started < 5
 
 
+def test_a_request_that_the_end_of_the_run_cuts_off_may_have_got_through(site: str) -> None:
+    told: list[str] = []
+    where = context(policy=Policy(http_hosts=("127.0.0.1",)), not_sent=lambda: told.append("not sent"))
+    threading.Timer(0.2, where.cancel.cancel).start()
+    with pytest.raises(Interrupted):
+        ask(f"{site}/slow", where, method="POST")
+    assert told == []
+
+
 def test_proxies_of_the_environment_are_not_used(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
