@@ -27,12 +27,12 @@ class Claims:
 
     def others(self, run_id: str, folder: str, steps: set[str]) -> bool:
         """Whether a step other than these claims the folder."""
-        self._load(run_id)
+        self.load(run_id)
         return not self._steps.get(folder, set()) <= steps
 
     def kept(self, run_id: str) -> set[str]:
         """The folders whose makers are undone."""
-        self._load(run_id)
+        self.load(run_id)
         return self._kept
 
     def note(self, run_id: str, step_id: str, changes: Iterable[Change]) -> None:
@@ -43,7 +43,7 @@ class Claims:
 
     def forget(self, run_id: str, undone: Iterable[Effect], kept: Iterable[Effect]) -> None:
         """Effects that have been undone, and those whose steps have been."""
-        self._load(run_id)
+        self.load(run_id)
         for effect in (*undone, *kept):
             if is_making(effect.change):
                 self._steps.get(effect.change.path, set()).discard(effect.step)
@@ -52,7 +52,8 @@ class Claims:
                 self._run = ""  # what was deleted is claimed again by whoever had made it
         self._kept.update(effect.change.path for effect in kept)
 
-    def _load(self, run_id: str) -> None:
+    def load(self, run_id: str) -> None:
+        """Have a run's claims at hand."""
         if self._run == run_id:
             return
         self._run, self._steps, self._kept = run_id, {}, set()
@@ -61,6 +62,10 @@ class Claims:
                 self._kept.add(effect.change.path)
             else:
                 self._add(effect.change, effect.step)
+
+    def reset(self) -> None:
+        """Something was noted that has not got into the journal: it tells the rest anew."""
+        self._run = ""
 
     def _add(self, change: Change, step: str) -> None:
         if is_making(change):

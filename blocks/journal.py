@@ -280,15 +280,25 @@ class Journal:
         Without `durable` that survives `kill -9`, but is safe from a power cut only with the next durable record: a
         step that would then be undone and run once more is well served by it.
         """
-        row = (
-            *(run_id, step.id, step.op, step.status, step.attempts, step.duration),
-            *(_dumped(step.outputs), _dumped(step.error)),
-        )
+        self.record_steps(run_id, [step], done=done, durable=durable)
+
+    def record_steps(
+        self, run_id: str, steps: Sequence[StepRecord], *, done: bool = False, durable: bool = True
+    ) -> None:
+        """The same for several at once: all of them, or none."""
+        rows = [
+            (
+                *(run_id, step.id, step.op, step.status, step.attempts, step.duration),
+                *(_dumped(step.outputs), _dumped(step.error)),
+            )
+            for step in steps
+        ]
 
         def work(transaction: Transaction) -> None:
-            transaction.put(STEPS, row)
+            for row in rows:
+                transaction.put(STEPS, row)
             if done:
-                _mark_done(transaction, run_id, step.id)
+                _mark_done(transaction, run_id, [step.id for step in steps])
 
         self._database.write(work, durable=durable)
 
@@ -316,17 +326,29 @@ class Journal:
 
         `content_of` gives a content by its digest, or None if it is stored already. Large ones are written first.
         """
-        found = ((sha256, content_of(sha256)) for sha256 in sorted(_digests(changes)))
+        self.intend_all(run_id, [(step_id, changes)], content_of)
+
+    def intend_all(
+        self,
+        run_id: str,
+        changes_of: Sequence[tuple[str, Sequence[Change]]],
+        content_of: Callable[[str], bytes | None],
+    ) -> None:
+        """The same for several steps at once, in their order: all of them, or none."""
+        digests = {each for _, changes in changes_of for each in _digests(changes)}
+        found = ((sha256, content_of(sha256)) for sha256 in sorted(digests))
         contents = self._contents.rows({sha256: content for sha256, content in found if content is not None})
-        rows = [(_encode_path(each.path), *map(encode_entry, (each.before, each.after))) for each in changes]
+        intent = EffectState.INTENT.value
+        rows = [
+            (run_id, step_id, _encode_path(each.path), *map(encode_entry, (each.before, each.after)), intent)
+            for step_id, changes in changes_of
+            for each in changes
+        ]
 
         def work(transaction: Transaction) -> None:
             self._contents.store(transaction, contents)
             last = transaction.last_effect()
-            intent = EffectState.INTENT.value
-            transaction.insert(
-                EFFECTS, [(number, run_id, step_id, *row, intent) for number, row in enumerate(rows, last + 1)]
-            )
+            transaction.insert(EFFECTS, [(number, *row) for number, row in enumerate(rows, last + 1)])
             transaction.newest = last + len(rows)
 
         self._database.write(work, noted=False)
@@ -592,12 +614,12 @@ def _sending(row: Row) -> Sending:
     return Sending(row[1], row[2], state, in_doubt=state is not SendingState.DROPPED)
 
 
-def _mark_done(transaction: Transaction, run_id: str, step_id: str) -> None:
-    of_step = "run = ? AND step = ?"
+def _mark_done(transaction: Transaction, run_id: str, step_ids: Sequence[str]) -> None:
+    of_steps, chosen = f"run = ? AND step {_AMONG}", json.dumps(list(step_ids))
     intent = EffectState.INTENT.value
-    transaction.change(EFFECTS, {"state": EffectState.DONE.value}, f"{of_step} AND state = ?", run_id, step_id, intent)
+    transaction.change(EFFECTS, {"state": EffectState.DONE.value}, f"{of_steps} AND state = ?", run_id, chosen, intent)
     if transaction.counts[CAPTURES.name]:
-        transaction.delete(CAPTURES, of_step, run_id, step_id)
+        transaction.delete(CAPTURES, of_steps, run_id, chosen)
     if transaction.counts[OUTBOX.name]:
         sent = {"state": SendingState.SENT.value}
-        transaction.change(OUTBOX, sent, f"{of_step} AND state IN ({_UNSETTLED})", run_id, step_id)
+        transaction.change(OUTBOX, sent, f"{of_steps} AND state IN ({_UNSETTLED})", run_id, chosen)

@@ -34,6 +34,7 @@ from quantum_orchestrator.blocks.tree import (
     Change,
     Entry,
     Kind,
+    Tree,
     changed_meanwhile,
     digest,
     folders_above,
@@ -71,41 +72,51 @@ class Workspace:
 
     def apply(self, run_id: str, step_id: str, changes: Sequence[Change], content_of: ContentOf) -> None:
         """Journal the changes, then do them. Raises OperationError; `undo` then puts back what was done."""
-        if not changes:
+        self.apply_all(run_id, [(step_id, changes)], content_of)
+
+    def apply_all(self, run_id: str, changes_of: Sequence[tuple[str, Sequence[Change]]], content_of: ContentOf) -> None:
+        """The same for several steps, one after another, with one record in the journal and one write of each path."""
+        changes_of = [(step_id, changes) for step_id, changes in changes_of if changes]
+        if not changes_of:
             return
         with self._mutex:
-            changes = self._as_it_is_now(changes)
-            changes = [*self._claimed(run_id, step_id, changes), *changes]
-            self.journal.intend(run_id, step_id, changes, self._contents(changes, content_of))
-            self._claims.note(run_id, step_id, changes)
-            disk_changes.make_so(self.folder, changes, content_of)
+            seen = _Seen(self.tree)
+            self._claims.load(run_id)
+            try:
+                recorded = [
+                    (step_id, self._as_it_is_now(run_id, step_id, changes, seen)) for step_id, changes in changes_of
+                ]
+                self.journal.intend_all(run_id, recorded, self._contents(seen.first, content_of))
+            except BaseException:
+                self._claims.reset()
+                raise
+            disk_changes.make_so(self.folder, seen.changes(), content_of)
 
-    def _as_it_is_now(self, changes: Sequence[Change]) -> list[Change]:
-        """The same changes, with the folders that another step took away meanwhile. Raises OperationError where
-        something is not as the step found it, but for folders that both make."""
-        named = {change.path for change in changes}
-        above = folders_above(change.path for change in changes if change.after is not None)
-        missing = [folder for folder in sorted(above - named) if self.tree.kind(folder) is None]
+    def _as_it_is_now(self, run_id: str, step_id: str, changes: Sequence[Change], seen: _Seen) -> list[Change]:
+        """The same changes, with the folders that another step took away meanwhile, and claims to those that others
+        have made. Raises OperationError where something is not as the step found it, but for folders that both make."""
         for change in changes:
-            if self.tree.entry(change.path) != change.before and not self._is_made_already(change):
+            if seen.entry(change.path) != change.before and not _is_made_already(change, seen):
                 raise changed_meanwhile(change.path)
-        made = [Change(folder, None, Entry(Kind.FOLDER, 0o777 & ~self.tree.umask)) for folder in missing]
-        return [*made, *changes]
+        above = folders_above(each.path for each in changes if each.after is not None) - {each.path for each in changes}
+        made = Entry(Kind.FOLDER, 0o777 & ~self.tree.umask)
+        missing = [Change(folder, None, made) for folder in sorted(above) if seen.entry(folder) is None]
+        found = [*self._claimed(run_id, step_id, above, seen.entry), *missing, *changes]
+        seen.note(found)
+        self._claims.note(run_id, step_id, found)
+        return found
 
-    def _is_made_already(self, change: Change) -> bool:
-        return is_making(change) and self.tree.kind(change.path) is Kind.FOLDER
-
-    def _claimed(self, run_id: str, step_id: str, changes: Sequence[Change]) -> list[Change]:
-        """The folders above the changes that other steps of the run have made."""
-        named = {change.path for change in changes}
-        above = folders_above(change.path for change in changes if change.after is not None)
-        shared = sorted(folder for folder in above - named if self._claims.others(run_id, folder, {step_id}))
-        found = [(folder, self.tree.entry(folder)) for folder in shared]
+    def _claimed(
+        self, run_id: str, step_id: str, above: Iterable[str], entry_at: Callable[[str], Entry | None]
+    ) -> list[Change]:
+        """Claims to those of the folders above a step's changes that other steps of the run have made."""
+        shared = sorted(folder for folder in above if self._claims.others(run_id, folder, {step_id}))
+        found = [(folder, entry_at(folder)) for folder in shared]
         return [Change(folder, None, entry) for folder, entry in found if entry and entry.kind is Kind.FOLDER]
 
-    def _contents(self, changes: Sequence[Change], content_of: ContentOf) -> Callable[[str], bytes | None]:
+    def _contents(self, before: Mapping[str, Entry | None], content_of: ContentOf) -> Callable[[str], bytes | None]:
         """Where the journal finds contents: before-images on disk (proved by digest), the rest in the overlay."""
-        places = {c.before.sha256: c.path for c in changes if c.before is not None and c.before.kind is Kind.FILE}
+        places = {entry.sha256: path for path, entry in before.items() if entry is not None and entry.kind is Kind.FILE}
 
         def content(sha256: str) -> bytes | None:
             if self.journal.has_content(sha256):
@@ -145,7 +156,9 @@ class Workspace:
         with self._mutex:  # or a folder that another step is making would be half made
             found = snapshot.take(self.tree, self.journal, self._excluded, areas, before=False)
             changes = snapshot.changes_between(areas, before, found.manifest)
-            claims = self._claimed(run_id, step_id, changes)
+            named = {change.path for change in changes}
+            above = folders_above(change.path for change in changes if change.after is not None) - named
+            claims = self._claimed(run_id, step_id, above, self.tree.entry)
             self._objects.note(run_id, step_id)
             witnesses = snapshot.witnesses(changes, before)
             self.journal.intend(run_id, step_id, [*claims, *changes, *witnesses], found.contents.get)
@@ -378,6 +391,38 @@ def _chosen(step_ids: str | Collection[str] | None) -> set[str] | None:
 def _contents_after(changes: Iterable[Change]) -> set[str]:
     entries = (change.after for change in changes)
     return {entry.sha256 for entry in entries if entry is not None and entry.kind is Kind.FILE}
+
+
+class _Seen:
+    """What steps whose changes are not made yet find: the disk, and on it what those before them leave."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.first: dict[str, Entry | None] = {}
+        """What is on disk at the paths that were asked for."""
+        self._now: dict[str, Entry | None] = {}
+        self._tree = tree
+
+    def entry(self, path: str) -> Entry | None:
+        """What is there then."""
+        if path not in self._now:
+            self.first[path] = self._now[path] = self._tree.entry(path)
+        return self._now[path]
+
+    def note(self, changes: Iterable[Change]) -> None:
+        """These changes will have been made. A folder that is there already is not made, whoever says so."""
+        for change in changes:
+            if not _is_made_already(change, self):
+                self.entry(change.path)
+                self._now[change.path] = change.after
+
+    def changes(self) -> list[Change]:
+        """All of them in sum, path by path."""
+        return [Change(path, self.first[path], now) for path, now in self._now.items() if self.first[path] != now]
+
+
+def _is_made_already(change: Change, seen: _Seen) -> bool:
+    found = seen.entry(change.path) if is_making(change) else None
+    return found is not None and found.kind is Kind.FOLDER
 
 
 class _Caches:

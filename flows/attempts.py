@@ -69,19 +69,26 @@ class Attempts:
         try:
             return self._perform(step, token)
         except BaseException as problem:
-            self._undo_attempt(step, problem)  # a failed try leaves nothing, also if it is tried again
-            if isinstance(problem, QuantumError):
-                self.clean(problem)
-            elif isinstance(problem, Exception) and not isinstance(problem, EXPECTED):
-                error = OperationError(f"{type(problem).__name__}: {problem}", hint="-v shows where")
-                error.__cause__ = problem
-                raise self.clean(error) from error.__cause__
-            raise
+            self.undo([step.id], problem)  # a failed try leaves nothing, also if it is tried again
+            error = self.explained(problem) if isinstance(problem, Exception) else problem
+            if error is problem:
+                raise
+            raise error from error.__cause__
 
-    def _undo_attempt(self, step: Step, problem: BaseException) -> None:
-        """Raises NeedsAttention where it cannot be undone: nothing may go on from what it left."""
+    def explained(self, problem: Exception) -> Exception:
+        """The problem itself, as it may be shown; for a defect of an operation, an error that says so."""
+        if isinstance(problem, QuantumError):
+            return self.clean(problem)
+        if isinstance(problem, EXPECTED):
+            return problem
+        error = OperationError(f"{type(problem).__name__}: {problem}", hint="-v shows where")
+        error.__cause__ = problem
+        return self.clean(error)
+
+    def undo(self, step_ids: Sequence[str], problem: BaseException) -> None:
+        """Undo what tries have left. Raises NeedsAttention where it cannot be: nothing may go on from that."""
         try:
-            undo = self._workspace.undo(self._run_id, step.id)
+            undo = self._workspace.undo(self._run_id, step_ids)
             stuck: NeedsAttention | None = None
             if undo.conflicts:
                 stuck = conflict_error(self._run_id, undo, self._workspace.root)
@@ -91,7 +98,7 @@ class Attempts:
                 hint=f"mend that, then `qo rollback {self._run_id}{workspace_option(self._workspace.root)}`",
             )
         if stuck is not None:
-            self.stuck[step.id] = stuck
+            self.stuck.update(dict.fromkeys(step_ids, stuck))
             self.clean(stuck)
             raise stuck from (None if self._secrets else problem)
 

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -42,6 +42,7 @@ from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import printable
 from quantum_orchestrator.blocks.workspace import Conflicts, Undo, Workspace
 from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Conflicted, Observer, Outputs, conflict_error
+from quantum_orchestrator.flows.batching import BATCH_FROM, Batch, Batches, BatchSize, is_cheap
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, InstructionSet, OnFailure, RollbackTo, Trust
 from quantum_orchestrator.flows.plan import (
@@ -67,7 +68,10 @@ from quantum_orchestrator.flows.stopping import Stop, in_a_thread_left_behind
 from quantum_orchestrator.flows.undoing import Undoing, plainly
 from quantum_orchestrator.tasks.operation import CancelToken
 
+T = TypeVar("T")
 Attempt = Callable[[], Awaitable[Outputs]]
+Ends = list[tuple[Step, BaseException | None]]
+"""Steps that have ended, with what ends the run for it."""
 
 COSTLY_SECONDS = 0.25
 """A step that took so long is not to be run again for want of a record."""
@@ -105,6 +109,11 @@ class StepRunner(Protocol):
         Raises what the last attempt raised, TimedOut when the instruction's `timeout` ended it, and Interrupted.
         """
 
+    async def run_batch(
+        self, steps: Sequence[Step], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+    ) -> None:
+        """The same for several at once: one attempt, which gives the outputs of those that have succeeded, by id."""
+
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         """Do the work, exactly once and whatever else fails, and show it under this name; the paths put back.
 
@@ -127,6 +136,8 @@ class RunSettings:
     """Asks a person at a terminal: step id and message to yes, no, or None for no answer."""
     secrets: Callable[[Sequence[str]], Mapping[str, str]] = lambda _names: {}
     """Values of secrets by name."""
+    batch_from: int = BATCH_FROM
+    """How many steps a set has to have for cheap ones to be done together."""
 
 
 @dataclass(slots=True)
@@ -183,6 +194,10 @@ class Run:
             scope_of=self.books.scope,
             secrets=settings.secrets,
         )
+        self._batches = Batches(self.books, workspace, policy, self._attempts, self.observe)
+        self._batch_size = BatchSize()
+        self._alone: set[str] = set()
+        """Steps that were refused as members of a batch."""
         self._undoing = Undoing(
             self.books,
             workspace,
@@ -304,18 +319,17 @@ class Run:
     async def _run_graph(self, graph: Graph, owner: Step | None, stop: Stop) -> None:
         """Run all steps. Raises StepFailed for the failure that comes first one by one, after all others ended."""
         queue = ReadyQueue(graph, parallel=self.settings.parallel, capacity=self._capacity)
-        running: dict[asyncio.Task[None], Step] = {}
+        running: dict[asyncio.Task[Ends], list[Step]] = {}
         problems: dict[Step, BaseException] = {}
         try:
             while True:
-                for step in [] if stop.stopped else queue.take():
-                    after = sorted(graph.predecessors[step.id]) or ([] if owner is None else self._waited(owner))
-                    running[asyncio.create_task(self._run_step(step, after, stop))] = step
+                for group in [] if stop.stopped else queue.take_together(partial(self._fits, graph), self._size(graph)):
+                    running[asyncio.create_task(self._run_group(group, graph, owner, stop))] = group
                 if not running:
                     break
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    self._ended(queue, running.pop(task), task.exception(), problems)
+                    self._ended(queue, running.pop(task), task, problems)
         except asyncio.CancelledError:
             stop.stop()
             with anyio.CancelScope(shield=True):  # nothing of it may go on when the caller does
@@ -326,15 +340,74 @@ class Run:
             raise problems[step]
 
     def _ended(
-        self, queue: ReadyQueue, step: Step, problem: BaseException | None, problems: dict[Step, BaseException]
+        self, queue: ReadyQueue, group: Sequence[Step], task: asyncio.Task[Ends], problems: dict[Step, BaseException]
     ) -> None:
-        if problem is None:
-            queue.finish(step.id)
-            return
-        problems[step] = problem
-        queue.stop_after(step.id)
-        if not _keeps_what_came_before(self.settings.on_failure) and step.instruction.on_error == "fail":
-            queue.stop()  # everything is undone anyway
+        broken_off = task.exception()
+        ends = task.result() if broken_off is None else [(group[0], broken_off)]
+        if broken_off is not None and len(group) > 1:
+            queue.stop()
+        ended = {step.id for step, _ in ends}
+        for step in group:
+            if step.id not in ended:
+                queue.give_back(step.id)
+        for step, problem in ends:
+            if problem is None:
+                queue.finish(step.id)
+                continue
+            problems[step] = problem
+            queue.stop_after(step.id)
+            if not _keeps_what_came_before(self.settings.on_failure) and step.instruction.on_error == "fail":
+                queue.stop()  # everything is undone anyway
+
+    async def _run_group(self, group: Sequence[Step], graph: Graph, owner: Step | None, stop: Stop) -> Ends:
+        """Steps that were taken together, each with the problem that ends the run; without those not done."""
+        members = {step.id for step in group}
+        before = {each for step in group for each in graph.predecessors[step.id]} - members
+        after = sorted(before) or ([] if owner is None else self._waited(owner))
+        if len(group) == 1:
+            await self._run_step(group[0], after, stop)
+            return [(group[0], None)]
+        async with self._places:
+            stop.check()
+            batch = await self._run_batch(group, graph, after, stop)
+        ends: Ends = [(step, None) for step in group if step.id in {result.id for result in batch.ended}]
+        for step, error in batch.failed:
+            try:
+                await self._failed(step, error, time.monotonic(), stop)
+            except StepFailed as failed:
+                ends.append((step, failed))
+            else:
+                ends.append((step, None))
+        return ends
+
+    def _size(self, graph: Graph) -> int:
+        """How many cheap steps to take together."""
+        return self._batch_size.value if len(graph.steps) >= self.settings.batch_from else 1
+
+    def _fits(self, graph: Graph, step: Step) -> bool:
+        """Whether a step may be a member of a batch."""
+        recorded = self.books.recorded.get(step.id)
+        had_failed = recorded is not None and recorded.status == StepStatus.FAILED
+        return step.id not in self._alone and not had_failed and is_cheap(step, graph.effects[step.id])
+
+    async def _run_batch(self, steps: Sequence[Step], graph: Graph, after: Sequence[str], stop: Stop) -> Batch:
+        if self._runner is None:
+            raise QuantumError("a run without a runner cannot run steps")
+        done: list[Batch] = []
+
+        async def attempt() -> Mapping[str, Outputs]:
+            done.append(await self._in_a_step_thread(partial(self._batches.make, steps, graph), stop))
+            self._batch_size.learn(len(steps), done[0].seconds)
+            return {result.id: result.outputs or {} for result in done[0].ended}
+
+        await stop.wait(partial(self._runner.run_batch, steps, attempt, after))
+        batch = done[0]
+        for result in batch.ended:
+            kind, message = EventKind.STEP_FINISHED, ""
+            self.observe(RunEvent(kind, result.id, result.op, message, result.status, result.duration_s))
+        if batch.refused:
+            self._alone.update(step.id for step in steps)
+        return batch
 
     def _waited(self, step: Step) -> list[str]:
         return sorted(self.graph.predecessors.get(step.id, ()))
@@ -351,11 +424,15 @@ class Run:
                 return
             await self._run_wanted(step, after, started, stop)
         except EXPECTED as problem:
-            error = self._attempts.clean(_as_error(problem))
-            self._fail(step, error, started)
-            if isinstance(error, FATAL):
-                raise StepFailed(step, error) from problem
-            await self._handle(step, error, stop)
+            await self._failed(step, problem, started, stop)
+
+    async def _failed(self, step: Step, problem: Exception, started: float, stop: Stop) -> None:
+        """Put it on record and handle it, as the instruction says. Raises StepFailed if that ends the run."""
+        error = self._attempts.clean(_as_error(problem))
+        self._fail(step, error, started)
+        if isinstance(error, FATAL):
+            raise StepFailed(step, error) from problem
+        await self._handle(step, error, stop)
 
     async def _run_wanted(self, step: Step, after: list[str], started: float, stop: Stop) -> None:
         if step.deferred_expansion:
@@ -412,9 +489,12 @@ class Run:
         """One try, in a thread. A cancellation (Prefect's time-out) ends the operation, and then undoes it."""
         if step.id in self._attempts.stuck:
             raise self._attempts.stuck[step.id]
+        return await self._in_a_step_thread(partial(self._attempts.make, step), stop)
+
+    async def _in_a_step_thread(self, work_of: Callable[[CancelToken], T], stop: Stop) -> T:
         token = CancelToken()
         with stop.working(token):
-            work = asyncio.get_running_loop().run_in_executor(self._threads, self._attempts.make, step, token)
+            work = asyncio.get_running_loop().run_in_executor(self._threads, work_of, token)
             try:
                 return await asyncio.shield(work)
             except asyncio.CancelledError:

@@ -6,7 +6,9 @@ that it holds as done comes here as well, so that its task run says Cached.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+from prefect.artifacts import acreate_table_artifact
 
 from quantum_orchestrator.blocks.errors import Interrupted, TimedOut
 from quantum_orchestrator.flows.attempts import Outputs
@@ -24,6 +26,7 @@ from quantum_orchestrator.tasks.prefect_task import (
     undo_in_task,
 )
 
+BATCH = "batch"
 SHOWING_SECONDS = 10.0
 """Prefect needs some milliseconds to begin a task run; what is undone does not wait for longer than this, nor does the
 end of a run for Prefect to hear of it."""
@@ -63,6 +66,27 @@ class PrefectRunner:
             raise result
         outputs: Outputs = result
         return outputs
+
+    async def run_batch(
+        self, steps: Sequence[Step], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+    ) -> None:
+        """See engine.StepRunner. The result holds the members' outputs; a table lists the members."""
+
+        async def listed() -> Mapping[str, Outputs]:
+            outputs = await attempt()
+            rows = [{"step": step.id, "operation": step.instruction.op, "ended": step.id in outputs} for step in steps]
+            await self._telling.tell(lambda: acreate_table_artifact(rows, description=f"{len(steps)} steps"))
+            return outputs
+
+        name = f"{steps[0].id} and {len(steps) - 1} more"
+        options = TaskOptions(BATCH, name, cache_key(self._run_id, BATCH, {"steps": [step.id for step in steps]}))
+        state = await run_task(options, listed, [ended for each in after for ended in self._ended(each)])
+        self._runs.update(dict.fromkeys((step.id for step in steps), Ended(state)))
+        if state.is_cancelled():
+            raise Interrupted
+        result = await state.aresult(raise_on_failure=False)
+        if isinstance(result, BaseException):
+            raise result
 
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         """See engine.StepRunner. Prefect may refuse the task run, or be gone: the work is done all the same."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -138,7 +139,10 @@ def log_file(path: Path) -> Observer:
     def observe(event: RunEvent) -> None:
         outcome = f" {event.status}" if event.status else ""
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {event.kind.value}{outcome} {event.step} {event.message}"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line.rstrip().replace("\n", "\\n") + "\n")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, (line.rstrip().replace("\n", "\\n") + "\n").encode(errors="replace"))
+        finally:
+            os.close(descriptor)
 
     return observe

@@ -27,6 +27,7 @@ PREFECT_AT_ONCE = (
     "tasks/prefect_task.py",
     "flows/orchestrate.py",
     "flows/flow_runs.py",
+    "flows/prefect_runner.py",
     "flows/telling.py",
 )
 """Modules that exist to speak to Prefect, and are themselves imported only when something runs."""
@@ -36,10 +37,10 @@ STARTS_PROCESSES = ("blocks/sandbox.py", "blocks/supervisor.py", "blocks/reposit
 PURE = ("flows/plan.py", "flows/schedule.py")
 
 OPERATIONS = """
-approval assert call checkpoint echo file.append file.chmod file.copy file.delete file.edit file.list file.mkdir file.move
-file.patch file.read file.render file.set file.write git.add git.branch git.checkout git.clone git.commit git.diff
-git.fetch git.init git.log git.merge git.push git.revert git.status git.tag http.request quality.format quality.lint
-quality.score quality.test script.run wait
+approval assert call checkpoint echo file.append file.chmod file.copy file.delete file.edit file.list file.mkdir
+file.move file.patch file.read file.render file.set file.write git.add git.branch git.checkout git.clone git.commit
+git.diff git.fetch git.init git.log git.merge git.push git.revert git.status git.tag http.request quality.format
+quality.lint quality.score quality.test script.run wait
 """
 
 

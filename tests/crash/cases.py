@@ -20,7 +20,7 @@ import stat
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ class PlainRunner:
                 return await attempt()
         return await attempt()
 
+    async def run_batch(
+        self, steps: Sequence[Any], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+    ) -> None:
+        await attempt()
+
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         return await work()
 
@@ -90,7 +95,7 @@ def _run(document: InstructionSet, workspace: Workspace, scenario: Scenario, run
         record = RunRecord(RUN, "crash", "running", written, {}, {}, time.time(), pid=os.getpid())
         journal.begin(record)
     on_failure = RollbackTo(rollback_to=scenario.rollback_to) if scenario.rollback_to else OnFailure.ROLLBACK
-    settings = RunSettings(parallel=scenario.parallel, on_failure=on_failure)
+    settings = RunSettings(parallel=scenario.parallel, on_failure=on_failure, batch_from=scenario.batch_from)
     run = Run(record, document, workspace, settings, policy=POLICY, runner=runner)
     return str(asyncio.run(run.execute()).status.value)
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,22 +54,28 @@ class Control:
 @contextlib.contextmanager
 def intent_after_effect() -> Iterator[None]:
     """What a step is about to do is written down once it is done."""
-    intend, record_step = Journal.intend, Journal.record_step
+    intend_all, record_steps = Journal.intend_all, Journal.record_steps
     late: list[Callable[[], None]] = []
 
     def intend_later(
-        self: Journal, run: str, step: str, changes: list[Change], content_of: Callable[[str], bytes | None]
+        self: Journal,
+        run: str,
+        changes_of: Sequence[tuple[str, Sequence[Change]]],
+        content_of: Callable[[str], bytes | None],
     ) -> None:
-        named = {entry.sha256 for change in changes for entry in (change.before, change.after) if entry is not None}
-        contents = {sha256: content_of(sha256) for sha256 in named if sha256}
-        late.append(lambda: intend(self, run, step, changes, contents.get))
+        entries = [entry for _, changes in changes_of for each in changes for entry in (each.before, each.after)]
+        contents = {entry.sha256: content_of(entry.sha256) for entry in entries if entry is not None and entry.sha256}
+        late.append(lambda: intend_all(self, run, changes_of, contents.get))
 
     def record_after(self: Journal, *arguments: Any, **keywords: Any) -> None:
         while late:
             late.pop(0)()
-        record_step(self, *arguments, **keywords)
+        record_steps(self, *arguments, **keywords)
 
-    with mock.patch.object(Journal, "intend", intend_later), mock.patch.object(Journal, "record_step", record_after):
+    with (
+        mock.patch.object(Journal, "intend_all", intend_later),
+        mock.patch.object(Journal, "record_steps", record_after),
+    ):
         yield
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from quantum_orchestrator.flows.batching import BATCH_FROM
 from tests.crash.cases import Bench, Violation, children, fork, in_child, left_running, recover, run_set
 from tests.crash.scenarios import AUTHOR, Scenario, fail, git, repository
 
@@ -141,7 +142,8 @@ def mixed_set(seed: int, length: int) -> Scenario:
     fails = seed % 5 == 4
     steps.append(fail(needs=[step["id"] for step in steps]) if fails else last)
     ends = "rolled_back" if fails else "committed"
-    return Scenario(f"mixed {seed}", tuple(steps), start, ends=ends, order="inferred", parallel=4)
+    together = 2 if seed % 3 else BATCH_FROM
+    return Scenario(f"mixed {seed}", tuple(steps), start, ends=ends, order="inferred", parallel=4, batch_from=together)
 
 
 def trial(seed: int, folder: Path, length: int) -> list[Violation]:

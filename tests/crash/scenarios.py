@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantum_orchestrator.flows.batching import BATCH_FROM
+
 Prepare = Callable[[Path], None]
 
 
@@ -28,6 +30,7 @@ class Scenario:
     """What the set does elsewhere, given the workspace; a run that is committed has done it all, once."""
     order: str = "sequential"
     parallel: int = 1
+    batch_from: int = BATCH_FROM
 
 
 def files(root: Path) -> None:
@@ -262,6 +265,25 @@ SCENARIOS = (
         order="inferred",
         parallel=4,
     ),
+    several(
+        "a batch",
+        write("old", "changed\n"),
+        {"id": "more", "op": "file.append", "with": {"path": "old", "content": "and more\n"}},
+        write("made/deep/file"),
+        {"id": "away", "op": "file.delete", "with": {"path": "folder", "recursive": True}},
+        {"id": "moved", "op": "file.move", "with": {"source": "data.json", "destination": "made/data.json"}},
+        {"id": "mode", "op": "file.chmod", "with": {"path": "old", "mode": "0755"}},
+        batch_from=2,
+    ),
+    several(
+        "a batch that fails",
+        write("made/file"),
+        {"id": "away", "op": "file.delete", "with": {"path": "folder", "recursive": True}},
+        fail(needs=["away"]),
+        batch_from=2,
+        ends="rolled_back",
+    ),
+    several("batches between scripts", write("a"), shell("it", "rm -r folder; echo s > b"), write("c"), batch_from=2),
 )
 
 PLAIN_WRITE = one("file.write", path="old", content="changed\n")

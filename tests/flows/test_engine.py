@@ -22,6 +22,7 @@ from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.attempts import Outputs
+from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.engine import Attempt, Outcome, Run, RunSettings
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import load
@@ -35,6 +36,13 @@ class PlainRunner:
 
     def __init__(self) -> None:
         self.undone: list[str] = []
+        self.batches: list[list[str]] = []
+
+    async def run_batch(
+        self, steps: Sequence[Any], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+    ) -> None:
+        self.batches.append([step.id for step in steps])
+        await attempt()
 
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         self.undone.append(name)
@@ -64,6 +72,7 @@ class Bench:
         self.last: Run
         self.runner = PlainRunner()
         self.policy = Policy()
+        self.batch_from = BATCH_FROM
 
     def run(self, *instructions: Mapping[str, Any], run_id: str = "r1", **fields: Any) -> Outcome:
         settings = {name: fields.pop(name) for name in ("approve", "ask", "start_at") if name in fields}
@@ -77,7 +86,7 @@ class Bench:
         if self.journal.run(run_id) is None:
             self.journal.begin(record)
         start_again(self.journal, record)
-        chosen = RunSettings(parallel=4, on_failure=document.on_failure, **settings)
+        chosen = RunSettings(parallel=4, on_failure=document.on_failure, batch_from=self.batch_from, **settings)
         return asyncio.run(self._execute(record, document, chosen))
 
     async def _execute(self, record: RunRecord, document: Any, settings: RunSettings) -> Outcome:
@@ -101,12 +110,13 @@ class Bench:
         return {str(p.relative_to(self.root)): p.read_text() for p in sorted(self.root.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+@pytest.fixture(params=[BATCH_FROM, 2], ids=["single", "batched"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     root, state = tmp_path / "workspace", tmp_path / "state"
     root.mkdir()
     state.mkdir()
     made = Bench(root, state)
+    made.batch_from = request.param
     yield made
     made.workspace.close()
     made.journal.close()

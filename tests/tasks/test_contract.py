@@ -188,6 +188,11 @@ def differences(before: State, after: State) -> dict[str, tuple[Kind, int, str] 
 class PlainRunner:
     """Calls the attempt, once: what Prefect makes of it is tested where Prefect is."""
 
+    async def run_batch(
+        self, steps: Sequence[Any], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+    ) -> None:
+        await attempt()
+
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         return await work()
 

@@ -1,0 +1,165 @@
+"""Many cheap steps as one piece of work: one task run, one record in the journal before and one after.
+
+A set stays one task a step while it is small, as that shows more; from BATCH_FROM steps on, those that are cheap (they
+work in memory, and take no time limit, retries or resources of their own) go together, as many as take about
+TARGET_SECONDS. Each keeps its own record, outputs, status and log lines. A member that fails fails alone; those that
+wait for it are given back, and so is everything if the disk refuses: then each is tried by itself, which tells whose
+fault it is.
+
+Invariant: the members end as if they had run one by one, in the order given. Works in whichever thread it is called in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from quantum_orchestrator.blocks.errors import Interrupted, OperationError
+from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.tree import Change, Overlay
+from quantum_orchestrator.blocks.workspace import Workspace
+from quantum_orchestrator.flows.attempts import Attempts, Observer
+from quantum_orchestrator.flows.books import Books
+from quantum_orchestrator.flows.plan import Graph, Step, resolved_parameters
+from quantum_orchestrator.flows.prediction import is_wanted
+from quantum_orchestrator.flows.results import EventKind, RunEvent, StepResult, StepStatus
+from quantum_orchestrator.tasks import registry
+from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, Outputs
+
+BATCH_FROM = 200
+TARGET_SECONDS = 0.15
+"""Of processor time: a task run costs some 25 ms of it, client and server together."""
+FIRST_SIZE = 32
+LARGEST_SIZE = 512
+
+
+class BatchSize:
+    """How many steps to take together: as many as take the target time, as far as that is known."""
+
+    def __init__(self) -> None:
+        self.value = FIRST_SIZE
+
+    def learn(self, steps: int, seconds: float) -> None:
+        """So many have taken so long. It at most doubles, as the next ones may be others."""
+        wanted = int(steps * TARGET_SECONDS / max(seconds, 1e-6))
+        self.value = max(1, min(wanted, 2 * self.value, LARGEST_SIZE))
+
+
+def is_cheap(step: Step, effects: Effects) -> bool:
+    """Whether a step may be done together with others."""
+    instruction = step.instruction
+    has_wishes = instruction.retries or instruction.timeout is not None or instruction.resources or instruction.tags
+    plain = effects.predictable and not effects.barrier and not effects.irreversible
+    return plain and not has_wishes and not instruction.secrets and not step.deferred_expansion
+
+
+@dataclass(slots=True)
+class Batch:
+    """What has become of the members of a batch."""
+
+    ended: list[StepResult] = field(default_factory=list)
+    """Succeeded or skipped, on record."""
+    failed: list[tuple[Step, Exception]] = field(default_factory=list)
+    left: list[Step] = field(default_factory=list)
+    """Not done: what they wait for has failed, or the disk has refused the batch as a whole (`refused`)."""
+    refused: bool = False
+    seconds: float = 0.0
+    """Processor time that it took."""
+
+
+class Batches:
+    """Does batches of one run's steps."""
+
+    def __init__(
+        self, books: Books, workspace: Workspace, policy: Policy, attempts: Attempts, observe: Observer
+    ) -> None:
+        self._books = books
+        self._workspace = workspace
+        self._policy = policy
+        self._attempts = attempts
+        self._observe = observe
+
+    def make(self, steps: Sequence[Step], graph: Graph, token: CancelToken) -> Batch:
+        """Do the steps, one after another. Raises Interrupted, with nothing of them done, and what breaks the run."""
+        work, started = _Work(Overlay(self._workspace.tree)), time.thread_time()
+        try:
+            for step in steps:
+                if token.cancelled:
+                    raise Interrupted
+                self._one(step, graph.predecessors[step.id], work)
+            self._workspace.apply_all(self._books.run_id, work.changes, work.total.content_of)
+        except OperationError as problem:  # the disk's: members keep theirs to themselves
+            self._take_back(work, problem)
+            return Batch(left=list(steps), refused=True, seconds=time.thread_time() - started)
+        except BaseException as problem:
+            self._take_back(work, problem)
+            raise
+        records = [result.record() for result in work.fresh]
+        self._books.journal.record_steps(self._books.run_id, records, done=True, durable=False)
+        work.batch.seconds = time.thread_time() - started
+        return work.batch
+
+    def _take_back(self, work: _Work, problem: BaseException) -> None:
+        """As if none of them had been tried. Raises NeedsAttention where that cannot be."""
+        for result in work.fresh:
+            self._books.results.pop(result.id, None)
+        self._attempts.undo([result.id for result in work.fresh], problem)
+
+    def _one(self, step: Step, before: Collection[str], work: _Work) -> None:
+        if not work.stopped.isdisjoint(before):
+            work.batch.left.append(step)
+            work.stopped.add(step.id)
+            return
+        recorded = self._books.recorded.get(step.id)
+        if recorded is not None and recorded.status in (StepStatus.SUCCEEDED, StepStatus.SKIPPED):
+            self._end(StepResult.of(recorded), work)
+            return
+        started = time.monotonic()
+        try:
+            result = self._result(step, work)
+        except Exception as problem:
+            work.batch.failed.append((step, self._attempts.explained(problem)))
+            work.stopped.add(step.id)
+        else:
+            result.duration_s = time.monotonic() - started
+            work.fresh.append(result)
+            self._end(result, work)
+
+    def _result(self, step: Step, work: _Work) -> StepResult:
+        scope = self._books.scope(step)
+        if not is_wanted(step, scope):
+            return StepResult(step.id, step.instruction.op, StepStatus.SKIPPED)
+        layer = Overlay(work.total)
+        context = Context(
+            layer,
+            step_id=step.id,
+            set_name=step.scope.document.name,
+            run_id=self._books.run_id,
+            policy=self._policy,
+            log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, step.instruction.op, line)),
+        )
+        self._observe(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
+        outputs: Outputs = registry.get(step.instruction.op).run(resolved_parameters(step, scope), context)
+        changes = layer.changes()
+        work.total.apply(changes, layer.content_of)
+        work.changes.append((step.id, changes))
+        dumped = self._attempts.redactor.value(outputs.model_dump(mode="json"))
+        return StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED, 1, outputs=dumped)
+
+    def _end(self, result: StepResult, work: _Work) -> None:
+        self._books.set(result)  # those after it may refer to it
+        work.batch.ended.append(result)
+
+
+@dataclass(slots=True)
+class _Work:
+    """A batch while it is being done."""
+
+    total: Overlay
+    batch: Batch = field(default_factory=Batch)
+    fresh: list[StepResult] = field(default_factory=list)
+    """Those that ended now, and not in an earlier process."""
+    changes: list[tuple[str, Sequence[Change]]] = field(default_factory=list)
+    stopped: set[str] = field(default_factory=set)
+    """Steps that have failed or been left out."""
