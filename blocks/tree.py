@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from quantum_orchestrator.blocks.errors import OperationError
+from quantum_orchestrator.blocks.errors import OperationError, PathRefused
 
 ROOT = "."
 DEFAULT_UMASK = 0o022
@@ -145,6 +145,14 @@ def not_a_folder(path: str, found: Kind | None) -> OperationError:
     return OperationError(f"{path}: {what}")
 
 
+def used_as_a_folder(path: str, part: str, found: Kind) -> PathRefused:
+    """The error for a path below something that is no folder: a disk says the same."""
+    if found is Kind.LINK:
+        hint = "links are never followed; name the file that it leads to, if that is in the workspace"
+        return PathRefused(f"{path!r}: {part!r} is a symbolic link", hint=hint)
+    return PathRefused(f"{path!r}: {part!r} is not a folder, and is used as one", hint="name a path below a folder")
+
+
 def changed_meanwhile(path: str) -> OperationError:
     """The error for a path that somebody else changed between a look at it and the change of it."""
     return OperationError(
@@ -168,7 +176,13 @@ class MemoryTree:
 
     def entry(self, path: str) -> Entry | None:
         """See Tree."""
-        return Entry(Kind.FOLDER, 0o755) if path == ROOT else self.entries.get(path)
+        if path == ROOT:
+            return Entry(Kind.FOLDER, 0o755)
+        for folder in ancestors(path):
+            above = self.entries.get(folder)
+            if above is not None and above.kind is not Kind.FOLDER:
+                raise used_as_a_folder(path, folder, above.kind)
+        return self.entries.get(path)
 
     def read(self, path: str) -> bytes:
         """See Tree."""
@@ -213,13 +227,27 @@ class Overlay:
         if path in self._entries:
             entry = self._entries[path]
             return entry.kind if entry else None
-        return self.base.kind(path)
+        return self.base.kind(path) if self._shows_through(path) else None
 
     def entry(self, path: str) -> Entry | None:
         """See Tree."""
         if path in self._entries:
             return self._entries[path]
-        return self.base.entry(path)
+        return self.base.entry(path) if self._shows_through(path) else None
+
+    def _shows_through(self, path: str) -> bool:
+        """Whether the base says what is at a path that was not changed: not below a folder that came or went.
+
+        Raises PathRefused below something that is no folder, as the base does.
+        """
+        for folder in ancestors(path) if self._entries else ():
+            if folder in self._entries:
+                entry, before = self._entries[folder], self._before[folder]
+                if entry is not None and entry.kind is not Kind.FOLDER:
+                    raise used_as_a_folder(path, folder, entry.kind)
+                if entry is None or before is None or before.kind is not Kind.FOLDER:
+                    return False
+        return True
 
     def read(self, path: str) -> bytes:
         """See Tree."""
@@ -238,7 +266,7 @@ class Overlay:
         if self.kind(path) is not Kind.FOLDER:
             raise not_a_folder(path, self.kind(path))
         names = set(self._children.get(path, ()))
-        if self.base.kind(path) is Kind.FOLDER:
+        if self._shows_through(path) and self.base.kind(path) is Kind.FOLDER:
             names.update(self.base.names(path))
         return sorted(name for name in names if self.kind(join(path, name)) is not None)
 
@@ -334,7 +362,12 @@ class Overlay:
 
     def _base_entry(self, path: str) -> Entry | None:
         """What the base has there. Raises OperationError if it is no longer what was read."""
-        entry = self.base.entry(path)
+        try:
+            entry = self.base.entry(path)
+        except PathRefused:
+            if self._shows_through(path):
+                raise
+            entry = None  # below a folder that comes in the place of something else
         read = self._read.get(path)
         if read is not None and (entry is None or entry.sha256 != read):
             raise changed_meanwhile(path)

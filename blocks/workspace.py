@@ -25,6 +25,7 @@ from quantum_orchestrator.blocks.claims import Claims
 from quantum_orchestrator.blocks.confined import ConfinedFolder, is_temporary
 from quantum_orchestrator.blocks.disk_changes import ContentOf
 from quantum_orchestrator.blocks.disk_tree import DiskTree, current_umask, inside, opened_up, reachable_entry
+from quantum_orchestrator.blocks.errors import PathRefused
 from quantum_orchestrator.blocks.git_objects import GitObjects
 from quantum_orchestrator.blocks.journal import Effect, EffectState, Journal
 from quantum_orchestrator.blocks.redo import Redo
@@ -35,6 +36,7 @@ from quantum_orchestrator.blocks.tree import (
     Entry,
     Kind,
     Tree,
+    ancestors,
     changed_meanwhile,
     digest,
     folders_above,
@@ -405,8 +407,20 @@ class _Seen:
     def entry(self, path: str) -> Entry | None:
         """What is there then."""
         if path not in self._now:
-            self.first[path] = self._now[path] = self._tree.entry(path)
+            is_new = self._is_new(path)
+            try:
+                self.first[path] = self._tree.entry(path)
+            except PathRefused:
+                if not is_new:
+                    raise
+                self.first[path] = None
+            self._now[path] = None if is_new else self.first[path]
         return self._now[path]
+
+    def _is_new(self, path: str) -> bool:
+        """Whether a folder above comes, or has gone, with these changes: then nothing on disk is meant."""
+        above = [folder for folder in ancestors(path) if folder in self._now]
+        return any(not _is_folder(self.first[each]) or not _is_folder(self._now[each]) for each in above)
 
     def note(self, changes: Iterable[Change]) -> None:
         """These changes will have been made. A folder that is there already is not made, whoever says so."""
@@ -418,6 +432,10 @@ class _Seen:
     def changes(self) -> list[Change]:
         """All of them in sum, path by path."""
         return [Change(path, self.first[path], now) for path, now in self._now.items() if self.first[path] != now]
+
+
+def _is_folder(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind is Kind.FOLDER
 
 
 def _is_made_already(change: Change, seen: _Seen) -> bool:

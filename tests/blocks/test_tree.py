@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantum_orchestrator.blocks.errors import OperationError, QuantumError
+from quantum_orchestrator.blocks.errors import OperationError, PathRefused, QuantumError
 from quantum_orchestrator.blocks.tree import Change, Entry, Kind, MemoryTree, Overlay, digest, file_entry, walk
 
 
@@ -110,3 +110,34 @@ def perform(overlay: Overlay, what: str, path: str, content: str) -> None:
         overlay.chmod(path, 0o700)
     else:
         getattr(overlay, what)(path)
+
+
+# What is below something that is no folder: a disk refuses it, and so do these.
+
+
+def test_a_path_below_a_link_or_a_file_is_refused_as_on_a_disk() -> None:
+    tree = MemoryTree()
+    tree.entries = {"link": Entry(Kind.LINK, 0o777, target="folder"), "file": file_entry(b"", 0o644)}
+    for each in (tree, Overlay(tree)):
+        with pytest.raises(PathRefused, match="'link' is a symbolic link"):
+            each.kind("link/x")
+        with pytest.raises(PathRefused, match="'file' is not a folder"):
+            each.entry("file/x/y")
+
+
+def test_nothing_shows_through_a_folder_that_takes_the_place_of_a_link() -> None:
+    tree = MemoryTree()
+    tree.entries = {"link": Entry(Kind.LINK, 0o777, target="folder")}
+    overlay = Overlay(tree)
+    overlay.delete("link")
+    assert overlay.kind("link/x") is None
+    overlay.write("link/x", b"new")
+    assert overlay.names("link") == ["x"]
+    assert [(change.path, change.before is None) for change in overlay.changes()] == [("link", False), ("link/x", True)]
+
+
+def test_a_link_of_the_overlays_own_is_not_followed() -> None:
+    overlay = Overlay(MemoryTree())
+    overlay.link("link", "elsewhere")
+    with pytest.raises(PathRefused, match="'link' is a symbolic link"):
+        overlay.kind("link/x")

@@ -220,3 +220,14 @@ def test_a_member_that_was_not_done_is_given_back_and_waits_again() -> None:
     assert queue.take() == []
     queue.finish("s0")
     assert [step.id for step in queue.take()] == ["s1"]
+
+
+def test_a_folder_takes_the_place_of_a_link_in_one_batch(bench: Bench) -> None:
+    (bench.root / "link").symlink_to("elsewhere")
+    gone = {"id": "gone", "op": "file.delete", "with": {"path": "link"}}
+    steps = [gone, write("made", "link/x", needs=["gone"]), write("more", "link/y", needs=["made"])]
+    assert bench.run(*steps).status is RunStatus.COMMITTED
+    assert len(bench.runner.batches) == 1
+    assert (bench.root / "link/x").read_text() == "new\n"
+    bench.workspace.undo("r1")
+    assert (bench.root / "link").readlink() == Path("elsewhere")

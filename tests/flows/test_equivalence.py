@@ -190,7 +190,7 @@ class Simulation:
 def arrive(tree: MemoryTree, changes: list[Change], layer: Overlay) -> None:
     """As the workspace applies changes: a folder that another step has made meanwhile is made already."""
     made = [c for c in changes if c.before is None and c.after is not None and c.after.kind is Kind.FOLDER]
-    tree.apply([c for c in changes if c not in made or tree.kind(c.path) is None], layer.content_of)
+    tree.apply([c for c in changes if c not in made or c.path not in tree.entries], layer.content_of)
 
 
 def in_parallel(graph: Graph, tree: MemoryTree, chance: random.Random) -> dict[str, Entry]:

@@ -469,7 +469,7 @@ def test_mkdir_makes_the_folders_above_too_and_an_existing_one_is_fine() -> None
     run(files, "mkdir", path="a/b")
     run(files, "mkdir", path="a/b")
     assert [change.path for change in files.changes()] == ["a", "a/b"]
-    with pytest.raises(OperationError, match="a folder is needed"):
+    with pytest.raises(OperationError, match="not a folder"):
         run(files, "mkdir", path="f/x")
 
 
