@@ -25,7 +25,7 @@ from quantum_orchestrator.blocks.claims import Claims
 from quantum_orchestrator.blocks.confined import ConfinedFolder, is_temporary
 from quantum_orchestrator.blocks.disk_changes import ContentOf
 from quantum_orchestrator.blocks.disk_tree import DiskTree, current_umask, inside, opened_up, reachable_entry
-from quantum_orchestrator.blocks.errors import PathRefused
+from quantum_orchestrator.blocks.errors import OperationError, PathRefused
 from quantum_orchestrator.blocks.git_objects import GitObjects
 from quantum_orchestrator.blocks.journal import Effect, EffectState, Journal
 from quantum_orchestrator.blocks.redo import Redo
@@ -69,6 +69,16 @@ class Workspace:
     def close(self) -> None:
         """Close the folder; the journal is its owner's."""
         self.folder.close()
+
+    def sync(self) -> None:
+        """Wait until all that was done so far survives a power cut. Raises OperationError if the disk refuses."""
+        try:
+            self.folder.syncfs()
+        except OSError as error:
+            raise OperationError(
+                f"what was done so far cannot be made to survive a power cut: {error.strerror or error}",
+                hint="check the space left, the quota and the disk",
+            ) from error
 
     # Effects that are known before they happen.
 

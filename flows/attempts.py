@@ -131,7 +131,7 @@ class Attempts:
     def _announce(self, step: Step, context: Context) -> None:
         """Record durably, after all that the run has done so far, that something outside may change from now on."""
         journal = self._workspace.journal
-        self._workspace.folder.syncfs()
+        self._workspace.sync()
         sending = journal.begin_sending(self._run_id, step.id, f"{self._run_id}/{step.id}/{uuid4().hex[:8]}")
         context.idempotency_key, context.in_doubt = sending.key, sending.in_doubt
         context.not_sent = partial(journal.drop_sending, self._run_id, step.id)

@@ -16,7 +16,6 @@ How a run ends:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -75,7 +74,12 @@ Ends = list[tuple[Step, BaseException | None]]
 
 COSTLY_SECONDS = 0.25
 """A step that took so long is not to be run again for want of a record."""
-_STAYS_UNTIL_SOMEBODY_DECIDES = (RunStatus.PAUSED, RunStatus.KEPT, RunStatus.AWAITING_APPROVAL)
+_STAYS_UNTIL_SOMEBODY_DECIDES = (
+    RunStatus.PAUSED,
+    RunStatus.KEPT,
+    RunStatus.AWAITING_APPROVAL,
+    RunStatus.NEEDS_ATTENTION,
+)
 FATAL = (NeedsAttention, StateError)
 """What ends the run whatever the step's `on_error` says: the workspace is not as the journal has it."""
 
@@ -214,11 +218,7 @@ class Run:
         """Run to an end, whichever; the journal and the workspace agree when it returns."""
         try:
             outcome = await self._execute()
-            if outcome.status in _STAYS_UNTIL_SOMEBODY_DECIDES:
-                await asyncio.to_thread(self.workspace.folder.syncfs)
-            elif outcome.status is RunStatus.NEEDS_ATTENTION:
-                with contextlib.suppress(OSError):  # of a disk that fails: that has been told already
-                    await asyncio.to_thread(self.workspace.folder.syncfs)
+            await asyncio.to_thread(self._make_durable, outcome)
         finally:
             self._threads.shutdown(wait=True)
         self.journal.update(
@@ -229,6 +229,16 @@ class Run:
         )
         return outcome
 
+    def _make_durable(self, outcome: Outcome) -> None:
+        """What stays until somebody decides must survive a power cut until then."""
+        if outcome.status not in _STAYS_UNTIL_SOMEBODY_DECIDES:
+            return
+        try:
+            self.workspace.sync()
+        except OperationError as problem:
+            if outcome.status is not RunStatus.NEEDS_ATTENTION:  # then worse has been told already
+                outcome.status, outcome.error = RunStatus.NEEDS_ATTENTION, self._undoing.not_durable(problem)
+
     async def _execute(self) -> Outcome:
         limit = asyncio.timeout(self.document.timeout)
         try:
@@ -236,7 +246,7 @@ class Run:
                 await self._in_thread(partial(self._attempts.load_secrets, self.graph.steps))
                 await self._settle()
                 await self._run_graph(self.graph, None, self._stop)
-            await self._in_thread(self.workspace.folder.syncfs)
+            await self._in_thread(self.workspace.sync)
         except ApprovalAwaited as awaited:
             return Outcome(RunStatus.AWAITING_APPROVAL, failed_step=awaited.step.id)
         except StepFailed as failed:
@@ -252,6 +262,8 @@ class Run:
     def _why_it_broke_off(self, problem: Exception, limit: asyncio.Timeout) -> QuantumError:
         if isinstance(problem, TimeoutError) and limit.expired():
             return OperationError(f"the run took longer than its timeout of {self.document.timeout:g} s")
+        if isinstance(problem, OperationError):
+            return self._attempts.clean(problem)
         defect = QuantumError(f"the run broke off: {type(problem).__name__}: {problem}", hint="-v shows where")
         defect.__cause__ = problem
         self._attempts.clean(defect)
@@ -667,7 +679,7 @@ class Run:
 
     def _end(self, step: Step, result: StepResult) -> None:
         if step.instruction.op == CHECKPOINT:
-            self.workspace.folder.syncfs()
+            self.workspace.sync()
         self.books.end(result, durable=self._is_costly(step, result))
         message = result.error.message if result.error else ""
         self.observe(RunEvent(EventKind.STEP_FINISHED, step.id, result.op, message, result.status, result.duration_s))

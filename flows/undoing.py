@@ -153,6 +153,11 @@ class Undoing:
         again = f"`qo rollback {self._books.run_id}{workspace_option(self._workspace.root)}`"
         return NeedsAttention(f"not everything could be put back: {problem}", hint=f"mend that, then {again} goes on")
 
+    def not_durable(self, problem: Exception) -> NeedsAttention:
+        """What is said when the disk does not take what the run leaves."""
+        again = f"`qo rollback {self._books.run_id}{workspace_option(self._workspace.root)}`"
+        return NeedsAttention(str(problem), hint=f"mend that, or undo the run with {again}")
+
     # `undo` instructions.
 
     async def _compensate(self, step_ids: Collection[str]) -> None:
