@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shell import sh
 
 from quantum_orchestrator.blocks import git_objects
 from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.git_objects import GitObjects
-from quantum_orchestrator.blocks.journal import Journal
 from quantum_orchestrator.blocks.workspace import Workspace
 
 RUN = "r1"
@@ -29,20 +27,6 @@ def root(tmp_path: Path) -> Path:
     sh(root, "git init -qb main .; echo a > a; git add .; git commit -qm first; git gc -q; echo b > b; git add .")
     sh(root, "git commit -qm second; echo c > b; git add b; git commit -q --amend -m amended; echo u > u; git add u")
     return root
-
-
-@pytest.fixture
-def workspace(root: Path) -> Iterator[Workspace]:
-    journal = Journal(root.parent / "state")
-    made = Workspace(root, journal)
-    yield made
-    made.close()
-    journal.close()
-
-
-def sh(root: Path, text: str) -> str:
-    done = subprocess.run(["sh", "-ec", text], cwd=root, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.stdout.decode()
 
 
 def objects(root: Path) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shell import sh
 
 from quantum_orchestrator.blocks import git_undo
 from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.git_index import UnreadableIndex, read_index
-from quantum_orchestrator.blocks.journal import Journal
 from quantum_orchestrator.blocks.repository import Repository
 from quantum_orchestrator.blocks.tree import Overlay
 from quantum_orchestrator.blocks.workspace import Conflicts, Workspace
@@ -36,20 +35,6 @@ def root(template: Path, tmp_path: Path) -> Path:
     (tmp_path / "state").mkdir()
     sh(tmp_path, f"cp -a {template} workspace")
     return tmp_path / "workspace"
-
-
-@pytest.fixture
-def workspace(root: Path) -> Iterator[Workspace]:
-    journal = Journal(root.parent / "state")
-    made = Workspace(root, journal)
-    yield made
-    made.close()
-    journal.close()
-
-
-def sh(root: Path, text: str) -> str:
-    done = subprocess.run(["sh", "-ec", text], cwd=root, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.stdout.decode()
 
 
 def state(root: Path) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shell import sh
 
-from quantum_orchestrator.blocks.journal import Journal
 from quantum_orchestrator.blocks.tree import Overlay
 from quantum_orchestrator.blocks.workspace import Workspace
 
@@ -22,20 +21,6 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "workspace"
     (root / "old").write_text("one")
     return root
-
-
-@pytest.fixture
-def workspace(root: Path) -> Iterator[Workspace]:
-    journal = Journal(root.parent / "state")
-    made = Workspace(root, journal)
-    yield made
-    made.close()
-    journal.close()
-
-
-def sh(root: Path, text: str) -> str:
-    done = subprocess.run(["sh", "-ec", text], cwd=root, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.stdout.decode()
 
 
 def write(workspace: Workspace, step: str, path: str, content: bytes) -> None:
