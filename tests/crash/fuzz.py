@@ -96,7 +96,10 @@ def play(root: Path, steps: Iterable[dict[str, Any]], on_failure: OnFailure = On
         held.callback(workspace.close)
         settings = RunSettings(parallel=1, on_failure=on_failure)
         run = Run(record, document, workspace, settings, policy=POLICY, runner=PlainRunner())
-        return str(asyncio.run(run.execute()).status.value)
+        outcome = asyncio.run(run.execute())
+        if isinstance(outcome.error, StateError):  # noticed when the run was at work, which then was rolled back
+            raise outcome.error
+        return str(outcome.status.value)
 
 
 def _die(*_: object) -> None:
