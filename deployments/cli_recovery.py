@@ -129,7 +129,7 @@ def rollback(
     with journal_of(root) as journal:
         known = run_id if run_id is None else run_named(journal, root, run_id).id
     choice = Choice(to, Conflicts(force_conflicts or "report"))
-    undone = undo(root, known, check=check, choice=choice, show=partial(show, to=to))
+    undone = undo(root, known, check=check, choice=choice, show=partial(show, to=to), with_patch=check or json_)
     if json_:
         talk.screen.document(_rollback_json(undone, check=check))
     elif check:

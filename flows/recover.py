@@ -102,9 +102,17 @@ def start_again(journal: Journal, record: RunRecord) -> None:
 
 
 def rollback(
-    root: Path, run_id: str | None, *, check: bool = False, choice: Choice = Choice(), show: Shower = plainly
+    root: Path,
+    run_id: str | None,
+    *,
+    check: bool = False,
+    choice: Choice = Choice(),
+    show: Shower = plainly,
+    with_patch: bool = True,
 ) -> RolledBack:
     """Undo a run: the unfinished one of the workspace, or the one named, committed ones too.
+
+    Without `with_patch` the patch stays empty: to make it, every content is read.
 
     Raises WorkspaceBusy while a run is at work, UsageError if it is undone already, and NeedsAttention, with nothing
     changed, if somebody has changed its files since and `choice` does not say what to do about that.
@@ -117,7 +125,8 @@ def rollback(
         workspace = Workspace(root, journal, policy.snapshot_exclude)
         try:
             run = find_unfinished(journal) if run_id is None else find_run(journal, run_id)
-            return asyncio.run(_rollback(_Case(workspace, policy, run, choice), check=check, show=show))
+            case = _Case(workspace, policy, run, choice)
+            return asyncio.run(_rollback(case, check=check, show=show, with_patch=with_patch))
         finally:
             workspace.close()
     finally:
@@ -171,7 +180,7 @@ def _secrets(names: Sequence[str]) -> Mapping[str, str]:
     return load_secrets(names)
 
 
-async def _rollback(case: _Case, *, check: bool, show: Shower) -> RolledBack:
+async def _rollback(case: _Case, *, check: bool, show: Shower, with_patch: bool) -> RolledBack:
     run, workspace, choice = case.run, case.workspace, case.choice
     if run.status in UNDONE:
         raise UsageError(f"run {run.id} has been rolled back already")
@@ -181,7 +190,7 @@ async def _rollback(case: _Case, *, check: bool, show: Shower) -> RolledBack:
     undo = workspace.plan_undo(run.id, steps, conflicts=choice.conflicts, torn=was_cut_short(run))
     if undo.conflicts and choice.conflicts is Conflicts.REPORT:
         raise _refused(run, undo, workspace.root, choice.to)
-    planned = _planned(workspace, run, undo)
+    planned = _planned(workspace, run, undo, with_patch=with_patch)
     if check:
         return planned
     done, status = await _undo(case, steps, show)
@@ -189,7 +198,7 @@ async def _rollback(case: _Case, *, check: bool, show: Shower) -> RolledBack:
     return replace(planned, status=status, kept=done.left, aside=done.aside, outside=outside)
 
 
-def _planned(workspace: Workspace, run: RunRecord, undo: Undo) -> RolledBack:
+def _planned(workspace: Workspace, run: RunRecord, undo: Undo, *, with_patch: bool) -> RolledBack:
     """What a rollback would do: to files, and to what git says of its own."""
     contents = _contents(workspace, undo.changes)
     refs = list(git_changes(undo.changes, contents).refs)
@@ -197,7 +206,8 @@ def _planned(workspace: Workspace, run: RunRecord, undo: Undo) -> RolledBack:
         folder = parent(git.repository)
         refs += [RefChange(folder, move.name, move.current, move.wanted) for move in git.moves]
     files = [change for change in undo.changes if GIT not in change.path.split("/")]
-    return RolledBack(run.id, files, diff.render(files, contents), run.status, refs, undo.left)
+    patch = diff.render(files, contents) if with_patch else ""
+    return RolledBack(run.id, files, patch, run.status, refs, undo.left)
 
 
 async def _undo(case: _Case, steps: Sequence[str] | None, show: Shower) -> tuple[Undo, str]:

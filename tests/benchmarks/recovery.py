@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,28 +87,38 @@ def _writes(size: int) -> tuple[dict[str, Any], ...]:
     return tuple(write(f"folder-{number % 100}/file-{number}", f"content {number}\n" * 20) for number in range(size))
 
 
-def _standing(root: Path, run_id: str | None) -> tuple[int, int]:
-    """How many steps of the run the journal holds as done, and how many it knows to have begun besides."""
+def _standing(root: Path, run_id: str | None) -> tuple[set[str], int]:
+    """The steps of the run that the journal holds as done, and how many it knows to have begun besides."""
     with contextlib.closing(Journal(workspace_home(root))) as journal:
         run = run_id or journal.runs(1)[0].id
         done = {step_id for step_id, step in journal.steps(run).items() if step.status == "succeeded"}
         begun = {effect.step for effect in journal.effects(run) if effect.state is EffectState.INTENT}
-        return len(done), len(begun - done)
+        return done, len(begun - done)
 
 
 class _Counting(PlainRunner):
-    """Counts the steps that run, and dies at one of them."""
+    """Counts the steps that have run, but for those that were done already, and dies when there are so many."""
 
-    def __init__(self, last: int | None = None) -> None:
+    def __init__(self, last: int | None = None, done: Collection[str] = ()) -> None:
         self.ran = 0
         self._last = last
+        self._done = done
 
     async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
-        if not reuse:
-            self.ran += 1
-            if self.ran == self._last:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return await super().run(step, attempt, after, reuse=reuse)
+        outputs = await super().run(step, attempt, after, reuse=reuse)
+        self._count([step])
+        return outputs
+
+    async def run_batch(
+        self, steps: Sequence[Step], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+    ) -> None:
+        await super().run_batch(steps, attempt, after)
+        self._count(steps)
+
+    def _count(self, steps: Sequence[Step]) -> None:
+        self.ran += sum(step.id not in self._done for step in steps)
+        if self._last is not None and self.ran >= self._last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Trial:
@@ -124,9 +134,9 @@ class _Trial:
         fresh, _ = self._timed("undisturbed", self._run)
         undone, _ = self._timed("undisturbed", self._rollback)
         self._timed("killed", lambda root: self._run(root, self._size // 2))
-        recorded, in_flight = _standing(self._root("killed"), RUN)
-        resumed, ran = self._timed("killed", self._run)
-        return _Measured(fresh, resumed, undone, recorded, in_flight, ran)
+        done, in_flight = _standing(self._root("killed"), RUN)
+        resumed, ran = self._timed("killed", lambda root: self._run(root, done=done))
+        return _Measured(fresh, resumed, undone, len(done), in_flight, ran)
 
     def _root(self, name: str) -> Path:
         os.environ["QO_HOME"] = str(self._folder / f"{name}-state")
@@ -144,13 +154,13 @@ class _Trial:
         _, found = in_child(timed)
         return tuple(found) if found else (0.0, None)
 
-    def _run(self, root: Path, last: int | None = None) -> int:
-        runner = _Counting(last)
+    def _run(self, root: Path, last: int | None = None, done: Collection[str] = ()) -> int:
+        runner = _Counting(last, done)
         run_set(root, self._scenario, runner)
         return runner.ran
 
     def _rollback(self, root: Path) -> None:
-        rollback(root, RUN)
+        rollback(root, RUN, with_patch=False)  # as `qo rollback` does it
 
 
 class _QoTrial:
@@ -167,9 +177,9 @@ class _QoTrial:
         fresh = self._qo("undisturbed", "run", str(self._set))
         undone = self._qo("undisturbed", "rollback", self._newest("undisturbed"))
         self._kill_at_half()
-        recorded, in_flight = _standing(self._folder / "killed", None)
+        done, in_flight = _standing(self._folder / "killed", None)
         resumed = self._qo("killed", "resume")
-        return _Measured(fresh, resumed, undone, recorded, in_flight, self._size - recorded)
+        return _Measured(fresh, resumed, undone, len(done), in_flight, self._size - len(done))
 
     def _newest(self, name: str) -> str:
         with contextlib.closing(Journal(workspace_home(self._folder / name))) as journal:
