@@ -59,6 +59,7 @@ class EffectState(StrEnum):
     """How far an effect has come."""
 
     INTENT = "intent"
+    FOUND = "found"  # after the death of whoever let a script run: its work, or somebody's since, nobody knows
     DONE = "done"
     KEPT = "kept"  # a folder whose maker is undone, and which something else was in at that time
     UNDONE = "undone"
@@ -320,27 +321,32 @@ class Journal:
     # Effects.
 
     def intend(
-        self, run_id: str, step_id: str, changes: Sequence[Change], content_of: Callable[[str], bytes | None]
+        self,
+        run_id: str,
+        step_id: str,
+        changes: Sequence[Change],
+        content_of: Callable[[str], bytes | None],
+        state: EffectState = EffectState.INTENT,
     ) -> None:
         """Make INTENTs durable, with the contents before and after that are not stored yet.
 
         `content_of` gives a content by its digest, or None if it is stored already. Large ones are written first.
         """
-        self.intend_all(run_id, [(step_id, changes)], content_of)
+        self.intend_all(run_id, [(step_id, changes)], content_of, state)
 
     def intend_all(
         self,
         run_id: str,
         changes_of: Sequence[tuple[str, Sequence[Change]]],
         content_of: Callable[[str], bytes | None],
+        state: EffectState = EffectState.INTENT,
     ) -> None:
         """The same for several steps at once, in their order: all of them, or none."""
         digests = {each for _, changes in changes_of for each in _digests(changes)}
         found = ((sha256, content_of(sha256)) for sha256 in sorted(digests))
         contents = self._contents.rows({sha256: content for sha256, content in found if content is not None})
-        intent = EffectState.INTENT.value
         rows = [
-            (run_id, step_id, _encode_path(each.path), *map(encode_entry, (each.before, each.after)), intent)
+            (run_id, step_id, _encode_path(each.path), *map(encode_entry, (each.before, each.after)), state.value)
             for step_id, changes in changes_of
             for each in changes
         ]

@@ -23,7 +23,7 @@ from quantum_orchestrator.blocks.disk_tree import (
     inside,
     reachable_entry,
 )
-from quantum_orchestrator.blocks.journal import Effect
+from quantum_orchestrator.blocks.journal import Effect, EffectState
 from quantum_orchestrator.blocks.snapshot import is_repository
 from quantum_orchestrator.blocks.tree import ROOT, Change, Entry, Kind, ancestors, join
 
@@ -109,6 +109,11 @@ def histories_of(effects: Sequence[Effect]) -> dict[str, list[Effect]]:
 Histories = Mapping[str, Sequence[Effect]]
 
 
+def _is_found(history: Sequence[Effect]) -> bool:
+    """Whether it was found after a death, so that nobody knows whose work it is."""
+    return any(each.state is EffectState.FOUND for each in history)
+
+
 class Planner:
     """Plans the undoing of paths, each by what is there now. The result is in `undo`."""
 
@@ -154,6 +159,8 @@ class Planner:
             self._conflict(path)  # a FIFO or a device cannot be made anew
         elif path in self.own or is_ours(current, history):
             self.undo.changes.append(Change(path, current, first))
+            if current is not None and current.kind in (Kind.FILE, Kind.LINK) and _is_found(history):
+                self._displace(path, current)
             if current is None and is_repository(path) and path not in self.undo.objects:
                 self._conflict(join(path, "objects"))  # not kept before the step: what it held is lost
         elif self.torn and (current is None or current.kind is Kind.FILE):

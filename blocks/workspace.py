@@ -160,7 +160,11 @@ class Workspace:
             self._caches[step_id] = _Caches(found.caches)
 
     def finish(self, run_id: str, step_id: str) -> list[Change]:
-        """Journal what has changed since the capture, and give it; the step's effects are then like any other's."""
+        """Journal what has changed since the capture, and give it; the step's effects are then like any other's.
+
+        For a step of a process that has died they are marked as found: undoing them puts aside what is there, as it may
+        be a person's work since.
+        """
         captures = self.journal.captured(run_id)
         if step_id not in captures:
             return []
@@ -173,7 +177,8 @@ class Workspace:
             claims = self._claimed(run_id, step_id, above, self.tree.entry)
             self._objects.note(run_id, step_id)
             witnesses = snapshot.witnesses(changes, before)
-            self.journal.intend(run_id, step_id, [*claims, *changes, *witnesses], found.contents.get)
+            state = EffectState.INTENT if step_id in self._at_work else EffectState.FOUND
+            self.journal.intend(run_id, step_id, [*claims, *changes, *witnesses], found.contents.get, state)
             self.journal.drop_capture(run_id, step_id)
             self._at_work.discard(step_id)
             self._claims.note(run_id, step_id, [*claims, *changes])

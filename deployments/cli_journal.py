@@ -53,6 +53,8 @@ def run_named(journal: Journal, root: Path, run_id: str | None) -> RunRecord:
         if newest:
             return newest[0]
         raise UsageError(f"no run in {root} yet", hint="name the workspace of the run with --workspace")
+    if not run_id:
+        raise UsageError("the run's id is empty", hint="leave it out, or name a run")
     found = journal.run(run_id)
     if found is not None:
         return found
@@ -109,7 +111,9 @@ def _ways_on(run_id: str, status: str, steps: list[str]) -> list[str]:
         case "needs_attention":
             keep = f"qo rollback {run_id} --force-conflicts keep"
             return [f"qo diff {run_id}", f"qo rollback {run_id}", keep]
-        case "committed" | "kept":
+        case "kept":
+            return [f"qo diff {run_id}", f"qo resume {run_id}", f"qo rollback {run_id}"]
+        case "committed":
             return [f"qo diff {run_id}", f"qo rollback {run_id}"]
     return [f"qo show {run_id}"]
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from quantum_orchestrator.blocks.ref_changes import RefChange
     from quantum_orchestrator.flows.recover import RolledBack
 
+MOST_NAMED = 10
 RESUMABLE = ("interrupted", "paused", "awaiting_approval", "kept", "rolled_back", "cancelled")
 
 
@@ -177,8 +178,10 @@ def _say_rolled_back(screen: Screen, undone: RolledBack, to: str | None, root: P
         screen.result(f"  git: {_moved(each)}")
     for path in undone.kept:
         screen.warn(f"{path}: changed by somebody else since, and left as it is")
-    for path, place in undone.aside.items():
-        screen.warn(f"{path}: what somebody else had made of it is in {place}")
+    for path, place in list(undone.aside.items())[:MOST_NAMED]:
+        screen.warn(f"{path}: what was there until now is in {place}")
+    if len(undone.aside) > MOST_NAMED:
+        screen.warn(f"… and {len(undone.aside) - MOST_NAMED} more paths beside it")
     for step in undone.outside:
         screen.warn(f"step {step} has acted outside of the workspace, and that stands")
     if to is not None:

@@ -592,6 +592,8 @@ class Run:
         """Undo everything that the run did; a second interrupt does not stop it."""
         self.observe(RunEvent(EventKind.ROLLING_BACK, message=str(outcome.error or "interrupted")))
         self.books.take_over()
+        if isinstance(outcome.error, Conflicted):  # what a failed try had done is not undone, and is told once
+            outcome.status, outcome.conflicts = RunStatus.NEEDS_ATTENTION, outcome.error.paths
         try:
             await self._undoing.everything()
         except Conflicted as problem:

@@ -18,7 +18,7 @@ from quantum_orchestrator.blocks.home import workspace_option
 from quantum_orchestrator.blocks.journal import SendingState
 from quantum_orchestrator.blocks.tree import printable
 from quantum_orchestrator.blocks.workspace import Conflicts, Undo, Workspace
-from quantum_orchestrator.flows.attempts import Attempts, Conflicted, Observer, conflict_error
+from quantum_orchestrator.flows.attempts import MOST_NAMED, Attempts, Conflicted, Observer, conflict_error
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.results import EventKind, RunEvent, StepStatus
@@ -144,8 +144,11 @@ class Undoing:
 
     def tell_aside(self, aside: Mapping[str, Path]) -> None:
         """Say where versions are that had to make room."""
-        for path, place in aside.items():
+        for path, place in list(aside.items())[:MOST_NAMED]:
             message = f"{printable(path)}: what was found there is put aside, in {place}"
+            self._observe(RunEvent(EventKind.LOG, message=message))
+        if len(aside) > MOST_NAMED:
+            message = f"… and {len(aside) - MOST_NAMED} more paths beside it"
             self._observe(RunEvent(EventKind.LOG, message=message))
 
     def failed(self, problem: Exception) -> NeedsAttention:

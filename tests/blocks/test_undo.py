@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -297,3 +298,25 @@ def test_a_temporary_file_that_an_undo_left_when_it_was_killed_goes(workspace: W
     (root / ".qo-0123456789abcdef.tmp").write_text("half")
     workspace.undo(RUN)
     assert not (root / ".qo-0123456789abcdef.tmp").exists()
+
+
+def test_what_is_found_after_a_death_is_put_aside_as_it_may_be_somebodys(root: Path) -> None:
+    (root / "old").write_text("one\n")
+    with contextlib.closing(Journal(root.parent / "state")) as journal:
+        dies = Workspace(root, journal)
+        dies.capture(RUN, "script", ["."])
+        (root / "made").write_text("by the script\n")
+        dies.close()
+        (root / "old").write_text("by somebody since\n")
+        (root / "own").mkdir()
+        (root / "own" / "work").write_text("mine\n")
+        recovers = Workspace(root, journal)
+        undo = recovers.undo(RUN)
+        recovers.close()
+    assert sorted(path.name for path in root.iterdir()) == ["old"]
+    assert (root / "old").read_text() == "one\n"
+    assert {path: place.read_text() for path, place in undo.aside.items()} == {
+        "made": "by the script\n",
+        "old": "by somebody since\n",
+        "own/work": "mine\n",
+    }

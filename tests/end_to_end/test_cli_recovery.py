@@ -26,6 +26,7 @@ class TestCheckpoints:
         document = qo("show", "--json").json
         assert [step["status"] for step in document["steps"]] == ["succeeded", "succeeded", "rolled_back"]
         assert (document["status"], document["diff"]["files"]) == ("kept", 1)
+        qo("status").prints(f"  next: qo resume {run_id}\n")
         qo("resume", run_id).exits(0).prints(f"committed: run {run_id} ")
         assert qo.files == {"note.txt": "hello\n", "shipped.txt": "yes\n"}
 
@@ -38,6 +39,13 @@ class TestCheckpoints:
         qo("run", qo.set(NOTE, HALFWAY)).exits(0)
         said = qo("rollback", run_id_of(qo), "--to", "halfwey").exits(3)
         said.says("has not passed a checkpoint 'halfwey'").says("hint: it has passed: halfway")
+
+
+class TestAnEmptyName:
+    def test_it_is_a_mistake_and_means_no_run(self, qo: Qo) -> None:
+        qo("run", qo.set(NOTE)).exits(0)
+        qo("rollback", "").exits(3).says("the run's id is empty")
+        assert qo.files == {"note.txt": "hello\n"}
 
 
 class TestGoingOnFromAStep:

@@ -479,3 +479,11 @@ def test_steps_that_use_the_same_resource_do_not_overlap(bench: Bench) -> None:
     script = "mkdir ../held && sleep 0.1 && rmdir ../held"
     alone = {"reads": [], "writes": [], "resources": {"printer": 1}}
     assert bench.run(shell("a", script, **alone), shell("b", script, **alone)).status is RunStatus.COMMITTED
+
+
+def test_an_object_that_a_failed_script_damaged_in_place_needs_attention(bench: Bench) -> None:
+    add = {"id": "add", "op": "git.add", "with": {"paths": ["x"]}}
+    bench.run({"id": "init", "op": "git.init"}, write("a", "x"), add)
+    damage = "f=$(find .git/objects -type f | head -1); chmod u+w $f; echo garbage > $f; exit 2"
+    outcome = bench.run(shell("s", damage), run_id="r2")
+    assert (outcome.status, outcome.conflicts) == (RunStatus.NEEDS_ATTENTION, [".git/objects"])
