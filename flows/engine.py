@@ -114,9 +114,17 @@ class StepRunner(Protocol):
         """
 
     async def run_batch(
-        self, steps: Sequence[Step], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+        self,
+        steps: Sequence[Step],
+        attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
+        after: Sequence[str],
+        *,
+        reuse: bool,
     ) -> None:
-        """The same for several at once: one attempt, which gives the outputs of those that have succeeded, by id."""
+        """The same for several at once: one attempt, which gives the outputs of those that have succeeded, by id.
+
+        With `reuse` the journal holds all of them as done. The attempt is made all the same.
+        """
 
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         """Do the work, exactly once and whatever else fails, and show it under this name; the paths put back.
@@ -402,6 +410,11 @@ class Run:
         had_failed = recorded is not None and recorded.status == StepStatus.FAILED
         return step.id not in self._alone and not had_failed and is_cheap(step, graph.effects[step.id])
 
+    def _is_recorded(self, step_id: str) -> bool:
+        """Whether an earlier process has done the step, or skipped it."""
+        record = self.books.recorded.get(step_id)
+        return record is not None and record.status in (StepStatus.SUCCEEDED, StepStatus.SKIPPED)
+
     async def _run_batch(self, steps: Sequence[Step], graph: Graph, after: Sequence[str], stop: Stop) -> Batch:
         if self._runner is None:
             raise QuantumError("a run without a runner cannot run steps")
@@ -412,9 +425,12 @@ class Run:
             self._batch_size.learn(len(steps), done[0].seconds)
             return {result.id: result.outputs or {} for result in done[0].ended}
 
-        await stop.wait(partial(self._runner.run_batch, steps, attempt, after))
+        known = {step.id for step in steps if self._is_recorded(step.id)}
+        await stop.wait(partial(self._runner.run_batch, steps, attempt, after, reuse=len(known) == len(steps)))
         batch = done[0]
         for result in batch.ended:
+            if result.id in known:
+                continue
             kind, message = EventKind.STEP_FINISHED, ""
             self.observe(RunEvent(kind, result.id, result.op, message, result.status, result.duration_s))
         if batch.refused:

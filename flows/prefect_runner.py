@@ -7,6 +7,7 @@ that it holds as done comes here as well, so that its task run says Cached.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prefect.artifacts import acreate_table_artifact
 
@@ -22,6 +23,7 @@ from quantum_orchestrator.tasks.prefect_task import (
     TaskOptions,
     cache_key,
     done_and_shown,
+    done_before,
     run_task,
     undo_in_task,
 )
@@ -68,15 +70,20 @@ class PrefectRunner:
         return outputs
 
     async def run_batch(
-        self, steps: Sequence[Step], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+        self,
+        steps: Sequence[Step],
+        attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
+        after: Sequence[str],
+        *,
+        reuse: bool,
     ) -> None:
         """See engine.StepRunner. The result holds the members' outputs; a table lists the members."""
 
-        async def listed() -> Mapping[str, Outputs]:
+        async def listed() -> Any:
             outputs = await attempt()
             rows = [{"step": step.id, "operation": step.instruction.op, "ended": step.id in outputs} for step in steps]
             await self._telling.tell(lambda: acreate_table_artifact(rows, description=f"{len(steps)} steps"))
-            return outputs
+            return done_before(outputs) if reuse else outputs
 
         name = f"{steps[0].id} and {len(steps) - 1} more"
         options = TaskOptions(BATCH, name, cache_key(self._run_id, BATCH, {"steps": [step.id for step in steps]}))

@@ -120,6 +120,11 @@ class Ended(PrefectFuture[None]):
         """Nothing to pass on."""
 
 
+def done_before(outputs: Mapping[str, Any]) -> State[Any]:
+    """The state of a task whose work an earlier process has done, as the journal says."""
+    return Completed(name="Cached", message="done before, says the run's journal", data=outputs)
+
+
 async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended]) -> State[Any]:
     """Run one step as a task run of the flow run that this is called in; `after` draws the edges to it.
 
@@ -132,7 +137,7 @@ async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended
         except Interrupted:
             return Cancelled(message="the run was interrupted")
         if options.reuse:  # Prefect has lost its result, or has it in another place: the journal decides
-            return Completed(name="Cached", message="done before, says the run's journal", data=outputs)
+            return done_before(outputs)
         return outputs
 
     delays = options.retry_delays if isinstance(options.retry_delays, int | float) else list(options.retry_delays)

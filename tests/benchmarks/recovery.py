@@ -110,9 +110,14 @@ class _Counting(PlainRunner):
         return outputs
 
     async def run_batch(
-        self, steps: Sequence[Step], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+        self,
+        steps: Sequence[Step],
+        attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
+        after: Sequence[str],
+        *,
+        reuse: bool,
     ) -> None:
-        await super().run_batch(steps, attempt, after)
+        await super().run_batch(steps, attempt, after, reuse=reuse)
         self._count(steps)
 
     def _count(self, steps: Sequence[Step]) -> None:

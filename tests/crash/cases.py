@@ -57,7 +57,12 @@ class PlainRunner:
         return await attempt()
 
     async def run_batch(
-        self, steps: Sequence[Any], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+        self,
+        steps: Sequence[Any],
+        attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
+        after: Sequence[str],
+        *,
+        reuse: bool,
     ) -> None:
         await attempt()
 

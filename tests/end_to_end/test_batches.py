@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from commands import Qo
-from prefect_api import task_runs_by_name
+from prefect_api import states, task_runs_by_name
 
 COUNT = 240
 WRITES = [
@@ -42,3 +42,6 @@ def test_a_large_run_that_dies_goes_on(qo: Qo) -> None:
     document = qo("resume", "--json").exits(0).json
     assert (document["status"], document["diff"]["files"]) == ("committed", COUNT)
     assert len(qo.files) == COUNT
+    assert qo("logs").out.count("step_finished succeeded w0\n") == 1
+    named = states(document["flow_run_id"], 4)
+    assert "Cached" in {state for several in named.values() for state in several}

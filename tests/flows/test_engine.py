@@ -39,7 +39,12 @@ class PlainRunner:
         self.batches: list[list[str]] = []
 
     async def run_batch(
-        self, steps: Sequence[Any], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+        self,
+        steps: Sequence[Any],
+        attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
+        after: Sequence[str],
+        *,
+        reuse: bool,
     ) -> None:
         self.batches.append([step.id for step in steps])
         await attempt()

@@ -189,7 +189,12 @@ class PlainRunner:
     """Calls the attempt, once: what Prefect makes of it is tested where Prefect is."""
 
     async def run_batch(
-        self, steps: Sequence[Any], attempt: Callable[[], Awaitable[Mapping[str, Outputs]]], after: Sequence[str]
+        self,
+        steps: Sequence[Any],
+        attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
+        after: Sequence[str],
+        *,
+        reuse: bool,
     ) -> None:
         await attempt()
 
