@@ -2,11 +2,13 @@
 
 `Processes.run` starts one program in a session of its own, with limits and a scrubbed environment, and returns when it
 and everything that it started have ended, whichever way that came about: it ended, it took too long, the run was
-cancelled, or the engine died. `blocks/supervisor.py` keeps that promise, and says what is out of its reach.
+cancelled, or the engine died. `blocks/supervisor.py` keeps that promise, and says what is out of its reach. Its
+supervisors serve one program at a time, and the next one after it, so that there are as many as programs run at once.
 
 How far a script is confined is a *level*. Level 1, the one that exists, limits and cleans up; it hides nothing from
 the script: not the network, not other files of the user. Processes are limited by RLIMIT_NPROC, which the kernel
-counts for the user, not for the script (512 more than the user has when the script starts), and does not apply to root.
+counts for the user, not for the script (512 more than the user had when the script started, or within the second
+before), and does not apply to root.
 
 This module knows neither instructions nor the workspace.
 """
@@ -15,33 +17,31 @@ from __future__ import annotations
 
 import atexit
 import errno
+import itertools
 import json
 import os
-import selectors
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, PolicyRefused, TimedOut
-
-if TYPE_CHECKING:
-    from quantum_orchestrator.blocks.supervisor import Report, Request
+from quantum_orchestrator.blocks.supervisor import FRAME, HEADER, IDLE, REPORT, STDERR, STDOUT, Report, Request
 
 INHERITED = ("PATH", "HOME", "LANG", "TERM", "TMPDIR", "USER")
 """What of the caller's environment a script gets; everything else it must be given."""
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
-_HEADER = 8
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 _LONGEST_LINE = 1 << 16
+_SERVICE = IDLE / 3  # seconds for which a supervisor is asked again: it has counted the user's processes at its start
 _PATIENCE = 15.0  # seconds from asking for the end to concluding that nobody answers; above the supervisor's own
 
 
@@ -92,11 +92,22 @@ class Processes:
 
     `require` is the level below which nothing is run (`[sandbox] require` in the policy). `lock` is a descriptor that
     stays open, should this process die, until everything that it has run is ended; programs do not get it.
+
+    `tied` programs end with what keeps them, by the kernel's hand. Those of which it is known that they change nothing
+    need not be, and start in a quarter of the time (see `blocks/supervisor.py`).
     """
 
-    def __init__(self, *, require: int = Level.NONE, lock: int | None = None) -> None:
+    _number = itertools.count()
+
+    def __init__(self, *, require: int = Level.NONE, lock: int | None = None, tied: bool = True) -> None:
         self.require = require
         self._lock = lock
+        self._tied = tied
+        self._id = next(self._number)
+
+    def close(self) -> None:
+        """Let the supervisors end that wait for a next program. It may still be used; it is closed at exit at last."""
+        _keeper.let_go(self._id)
 
     @property
     def level(self) -> Level:
@@ -133,13 +144,23 @@ class Processes:
             "argv": list(argv),
             "cwd": str(cwd),
             "env": complete,
+            "tied": self._tied,
             "processes": limits.processes,
             "file_bytes": limits.file_bytes,
         }
         _check_texts(request)
-        with ExitStack() as stack:
-            attendance = _Attendance(stack, request, self._lock, stdin, limits.output_bytes, on_line)
-            return attendance.run(timeout, cancel)
+        started = time.monotonic()
+        kind = _Kind(self._id, self._lock, limits.processes, limits.file_bytes)
+        outputs = {each: _Output(limits.output_bytes, on_line) for each in (STDOUT, STDERR)}
+        with _Input(stdin or b"") as source, _Alarm(cancel) as alarm:
+            supervisor = _keeper.ask(kind, request, source.descriptor)
+            with supervisor:
+                attendance = _Attendance(request, supervisor, outputs, source, alarm)
+                exit_code = attendance.run(started, timeout, cancel)
+            _keeper.give_back(supervisor)
+        out, err = outputs[STDOUT], outputs[STDERR]
+        truncated = out.truncated or err.truncated
+        return Completed(exit_code, bytes(out.kept), bytes(err.kept), truncated, time.monotonic() - started)
 
     def _check_level(self) -> None:
         if self.level < self.require:
@@ -209,60 +230,79 @@ def _is_passable(text: str) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What supervisors have in common that may stand in for each other."""
+
+    owner: int
+    lock: int | None
+    processes: int
+    file_bytes: int
+
+
+class _Supervisor:
+    """The near end of one supervisor's run socket. As a context manager, it is closed unless all went well."""
+
+    def __init__(self, kind: _Kind, run: socket.socket) -> None:
+        self.kind = kind
+        self.run = run
+        self.begun = time.monotonic()
+
+    def __enter__(self) -> None:
+        """See the class."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.close()
+
+    def close(self) -> None:
+        """It ends then, and before that all that it keeps."""
+        self.run.close()
+
+    def send(self, request: Request, stdin: int | None) -> None:
+        """Raises BrokenPipeError if it has ended without having had the whole request."""
+        body = json.dumps(request).encode()
+        message = len(body).to_bytes(HEADER, "big") + body
+        streams = [] if stdin is None else [stdin]
+        sent = socket.send_fds(self.run, [message], streams)
+        if sent < len(message):
+            self.run.sendall(message[sent:])
+
+
 class _Attendance:
-    """One run: what is sent to the supervisor, what comes back from it and from the program."""
+    """One run: what comes back from its supervisor, and what its program is fed with."""
 
     def __init__(
         self,
-        stack: ExitStack,
         request: Request,
-        lock: int | None,
-        stdin: bytes | None,
-        output_bytes: int,
-        on_line: Callable[[str], None] | None,
+        supervisor: _Supervisor,
+        outputs: Mapping[bytes, _Output],
+        source: _Input,
+        alarm: _Alarm,
     ) -> None:
         self._request = request
-        self._selector = stack.enter_context(selectors.DefaultSelector())
-        self._alarm = _Alarm()
-        stack.callback(self._alarm.close)
-        self._run, far_run = (stack.enter_context(each) for each in socket.socketpair())
-        with ExitStack() as far:
-            far.enter_context(far_run)
-            self._stdin, far_stdin = _input_pipe(far, stdin)
-            stack.callback(self._close_input)
-            self._stdout, far_stdout = _output_pipe(stack, far)
-            self._stderr, far_stderr = _output_pipe(stack, far)
-            self._started = time.monotonic()
-            _keeper.send(far_run, lock)
-            self._send_request((far_stdin, far_stdout, far_stderr))
-        self._outputs = {each: _Output(output_bytes, on_line) for each in (self._stdout, self._stderr)}
-        self._input = memoryview(stdin or b"")
-        self._answer = bytearray()
+        self._run = supervisor.run
+        self._outputs = outputs
+        self._source = source
+        self._alarm = alarm
+        self._received = bytearray()
+        self._is_over = False
+        self._report: Report | None = None
+        self._poll = select.poll()
+        self._poll.register(self._run, select.POLLIN)
+        if alarm.descriptor is not None:
+            self._poll.register(alarm.descriptor, select.POLLIN)
+        if source.writer is not None:
+            self._poll.register(source.writer, select.POLLOUT)
 
-    def _send_request(self, streams: tuple[int, int, int]) -> None:
-        body = json.dumps(self._request).encode()
+    def run(self, started: float, timeout: float | None, cancel: CancelTokenLike | None) -> int:
+        """The program's exit code."""
         try:
-            socket.send_fds(self._run, [len(body).to_bytes(_HEADER, "big")], streams)
-            self._run.sendall(body)
-        except BrokenPipeError as error:
-            raise _supervisor_lost(self._request) from error
-
-    def run(self, timeout: float | None, cancel: CancelTokenLike | None) -> Completed:
-        for stream in self._outputs:
-            self._selector.register(stream, selectors.EVENT_READ)
-        if self._stdin is not None:
-            self._selector.register(self._stdin, selectors.EVENT_WRITE)
-        self._selector.register(self._run, selectors.EVENT_READ)
-        self._selector.register(self._alarm.descriptor, selectors.EVENT_READ)
-        if cancel is not None:
-            cancel.on_cancel(self._alarm.ring)
-        deadline = None if timeout is None else self._started + timeout
-        try:
-            done = self._converse(deadline)
+            is_over = self._converse(None if timeout is None else started + timeout)
         except BaseException:
             self._end()
             raise
-        if not done:
+        if not is_over:
             self._end()
             if cancel is not None and cancel.cancelled:
                 raise Interrupted
@@ -270,115 +310,74 @@ class _Attendance:
                 f"{self._name} took longer than {timeout:g} s; all of its processes were ended",
                 hint="raise the instruction's `timeout`, or make it faster",
             )
-        return self._completed()
+        report = self._checked_report()
+        if "stage" in report:
+            raise _not_started(self._request, report["stage"], report["errno"])
+        return report["exit_code"]
 
     def _end(self) -> None:
         """Have everything ended, and wait for that. Its output is still read, and no longer passed on."""
         for output in self._outputs.values():
             output.on_line = None
-        if self._answered:
+        if self._is_over:
             return
-        self._alarm.silence(self._selector)
+        if self._alarm.descriptor is not None:
+            self._poll.unregister(self._alarm.descriptor)
         self._run.shutdown(socket.SHUT_WR)
         if not self._converse(time.monotonic() + _PATIENCE):
             raise _supervisor_lost(self._request)
-        self._check_survivors(self._report())
-
-    @property
-    def _answered(self) -> bool:
-        return self._run not in self._selector.get_map()
+        self._checked_report()
 
     def _converse(self, deadline: float | None) -> bool:
         """Attend to everything until the supervisor has answered. False when the deadline or the alarm came first."""
-        while not self._answered:
+        while not self._is_over:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            for key, _ in self._selector.select(left):
-                if key.fd == self._alarm.descriptor:
+            for descriptor, _ in self._poll.poll(None if left is None else left * 1000 + 1):
+                if descriptor == self._run.fileno():
+                    self._hear()
+                elif descriptor == self._alarm.descriptor:
                     return False
-                self._attend(key.fd)
-        self._drain()
+                elif not self._source.feed():
+                    self._poll.unregister(descriptor)
+        for output in self._outputs.values():
+            output.finish()
         return True
-
-    def _attend(self, source: int) -> None:
-        if source == self._run.fileno():
-            self._hear()
-        elif source in self._outputs:
-            self._read(source)
-        else:
-            self._feed(source)
 
     def _hear(self) -> None:
         try:
             received = self._run.recv(_CHUNK)
         except ConnectionResetError:
             received = b""
-        self._answer += received
-        if not received or received.endswith(b"\n"):
-            self._selector.unregister(self._run)
+        self._is_over = not received
+        self._received += received
+        while len(self._received) >= FRAME.size:
+            kind, length = FRAME.unpack_from(self._received)
+            if len(self._received) < FRAME.size + length:
+                return
+            told = bytes(self._received[FRAME.size : FRAME.size + length])
+            del self._received[: FRAME.size + length]
+            self._take(kind, told)
 
-    def _feed(self, stdin: int) -> None:
-        try:
-            written = os.write(stdin, self._input[:_CHUNK])
-        except BrokenPipeError:  # the program does not read to the end, as it may
-            written = len(self._input)
-        self._input = self._input[written:]
-        if not self._input:
-            self._selector.unregister(stdin)
-            self._close_input()
+    def _take(self, kind: bytes, told: bytes) -> None:
+        if kind == REPORT:
+            self._report = json.loads(told)
+            self._is_over = True
+        else:
+            self._outputs[kind].take(told)
 
-    def _close_input(self) -> None:
-        if self._stdin is not None:
-            os.close(self._stdin)
-            self._stdin = None
-
-    def _read(self, stream: int) -> bool:
-        """Take what is there. False when there is nothing now, or never again."""
-        try:
-            received = os.read(stream, _CHUNK)
-        except BlockingIOError:
-            return False
-        if not received:
-            self._selector.unregister(stream)
-            return False
-        self._outputs[stream].take(received)
-        return True
-
-    def _drain(self) -> None:
-        """All processes are gone: what they wrote is in the pipes, however little was read while they ran."""
-        for stream, output in self._outputs.items():
-            while stream in self._selector.get_map() and self._read(stream):
-                pass
-            output.finish()
-
-    def _completed(self) -> Completed:
-        report = self._report()
-        if "stage" in report:
-            raise _not_started(self._request, report["stage"], report["errno"])
-        self._check_survivors(report)
-        stdout, stderr = self._outputs[self._stdout], self._outputs[self._stderr]
-        return Completed(
-            exit_code=report["exit_code"],
-            stdout=bytes(stdout.kept),
-            stderr=bytes(stderr.kept),
-            truncated=stdout.truncated or stderr.truncated,
-            duration=time.monotonic() - self._started,
-        )
-
-    def _report(self) -> Report:
-        if not self._answer.endswith(b"\n"):
+    def _checked_report(self) -> Report:
+        """Raises OperationError if there is none, or something could not be ended."""
+        if self._report is None:
             raise _supervisor_lost(self._request)
-        report: Report = json.loads(self._answer)
-        return report
-
-    def _check_survivors(self, report: Report) -> None:
-        if report.get("survivors"):
-            numbers = ", ".join(map(str, report["survivors"]))
+        if self._report.get("survivors"):
+            numbers = ", ".join(map(str, self._report["survivors"]))
             raise OperationError(
                 f"{self._name} has ended, and these processes of it could not be ended: {numbers}",
                 hint="they run as another user or hang in the kernel; end them by hand",
             )
+        return self._report
 
     @property
     def _name(self) -> str:
@@ -421,25 +420,70 @@ class _Output:
 
 
 class _Alarm:
-    """Wakes a selector from another thread; ringing it after its end does nothing."""
+    """A descriptor that becomes readable at a cancellation; None where there can be none. Closed at the end."""
 
-    def __init__(self) -> None:
-        self.descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    def __init__(self, cancel: CancelTokenLike | None) -> None:
+        self.descriptor = None if cancel is None else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
-        self._open = True
+        self._is_open = True
+        if cancel is not None:
+            cancel.on_cancel(self._ring)
 
-    def ring(self) -> None:
+    def _ring(self) -> None:
+        """Called in another thread, perhaps after the end."""
         with self._lock:
-            if self._open:
+            if self._is_open and self.descriptor is not None:
                 os.eventfd_write(self.descriptor, 1)
 
-    def silence(self, selector: selectors.BaseSelector) -> None:
-        selector.unregister(self.descriptor)
+    def __enter__(self) -> _Alarm:
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._open = False
+            self._is_open = False
+            if self.descriptor is not None:
+                os.close(self.descriptor)
+
+
+class _Input:
+    """What a program reads from its standard input: nothing, or a pipe that is fed. Closed at the end."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = memoryview(content)
+        self.writer: int | None = None
+        self.descriptor: int | None = None
+        """The program's end."""
+        if content:
+            self.descriptor, self.writer = os.pipe()
+            os.set_blocking(self.writer, False)
+
+    def feed(self) -> bool:
+        """Write what the pipe takes. False when that was the last of it."""
+        if self.writer is None:
+            return False
+        self._close_descriptor()
+        try:
+            written = os.write(self.writer, self._content[:_CHUNK])
+        except BrokenPipeError:  # the program does not read to the end, as it may
+            written = len(self._content)
+        self._content = self._content[written:]
+        if not self._content:
+            os.close(self.writer)
+            self.writer = None
+        return self.writer is not None
+
+    def _close_descriptor(self) -> None:
+        if self.descriptor is not None:
             os.close(self.descriptor)
+            self.descriptor = None
+
+    def __enter__(self) -> _Input:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_descriptor()
+        if self.writer is not None:
+            os.close(self.writer)
 
 
 class _Keeper:
@@ -449,27 +493,79 @@ class _Keeper:
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        self._idle: list[_Supervisor] = []
+        self._owner = os.getpid()
 
-    def send(self, run: socket.socket, lock: int | None) -> None:
-        """Have a supervisor attend to this socket, and hold the lock meanwhile."""
-        descriptors = [run.fileno()] if lock is None else [run.fileno(), lock]
-        with self._lock:
-            if self._control is None or self._owner != os.getpid():  # a fork of the engine needs its own
-                self._start()
+    def ask(self, kind: _Kind, request: Request, stdin: int | None) -> _Supervisor:
+        """Have a supervisor carry out a request: one that has done with another, or else a new one."""
+        used = self._idle_one(kind)
+        if used is not None:
             try:
-                self._pass(descriptors)
-            except (BrokenPipeError, ConnectionResetError):  # somebody has killed it
-                self._stop()
-                self._start()
-                self._pass(descriptors)
+                used.send(request, stdin)
+            except (BrokenPipeError, ConnectionResetError):  # it has ended meanwhile
+                used.close()
+            else:
+                return used
+        supervisor = self._new(kind)
+        try:
+            supervisor.send(request, stdin)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            supervisor.close()
+            raise _supervisor_lost(request) from error
+        return supervisor
+
+    def give_back(self, supervisor: _Supervisor) -> None:
+        """It has done its work, and may do other."""
+        with self._lock:
+            self._idle.append(supervisor)
+
+    def let_go(self, owner: int) -> None:
+        """No other programs of this owner will come."""
+        with self._lock:
+            self._close_idle(lambda each: each.kind.owner == owner)
+
+    def _close_idle(self, is_meant: Callable[[_Supervisor], bool]) -> None:
+        for each in [each for each in self._idle if is_meant(each)]:
+            self._idle.remove(each)
+            each.close()
+
+    def _idle_one(self, kind: _Kind) -> _Supervisor | None:
+        with self._lock:
+            self._notice_fork()
+            too_old = time.monotonic() - _SERVICE
+            self._close_idle(lambda each: each.begun < too_old)
+            found = next((each for each in self._idle if each.kind == kind), None)
+            if found is not None:
+                self._idle.remove(found)
+            return found
+
+    def _new(self, kind: _Kind) -> _Supervisor:
+        run, far = socket.socketpair()
+        with far:
+            descriptors = [far.fileno()] if kind.lock is None else [far.fileno(), kind.lock]
+            with self._lock:
+                self._notice_fork()
+                try:
+                    self._pass(descriptors)
+                except (BrokenPipeError, ConnectionResetError):  # somebody has killed it
+                    self._stop()
+                    self._pass(descriptors)
+        return _Supervisor(kind, run)
+
+    def _notice_fork(self) -> None:
+        """A fork of the engine needs its own, and lets those of the engine alone."""
+        if self._owner != os.getpid():
+            self._let_go()
+            self._process = None
+            self._owner = os.getpid()
 
     def _pass(self, descriptors: list[int]) -> None:
-        assert self._control is not None
+        if self._control is None:
+            self._control = self._start()
         socket.send_fds(self._control, [b"r"], descriptors)
 
-    def _start(self) -> None:
-        self._control, far = socket.socketpair()
+    def _start(self) -> socket.socket:
+        control, far = socket.socketpair()
         with far:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_SUPERVISOR), str(far.fileno())],
@@ -481,14 +577,19 @@ class _Keeper:
                 cwd="/",
                 env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
             )
-        self._owner = os.getpid()
+        return control
 
-    def _stop(self) -> None:
+    def _let_go(self) -> None:
+        self._close_idle(lambda _each: True)
         if self._control is not None:
             self._control.close()
+        self._control = None
+
+    def _stop(self) -> None:
+        self._let_go()
         if self._process is not None:
             self._process.wait()
-        self._control = self._process = None
+        self._process = None
 
     def close(self) -> None:
         """Let it end: it does when the scripts that still run have been ended."""
@@ -499,25 +600,6 @@ class _Keeper:
 
 _keeper = _Keeper()
 atexit.register(_keeper.close)
-
-
-def _output_pipe(near: ExitStack, far: ExitStack) -> tuple[int, int]:
-    reader, writer = os.pipe()
-    near.callback(os.close, reader)
-    far.callback(os.close, writer)
-    os.set_blocking(reader, False)
-    return reader, writer
-
-
-def _input_pipe(far: ExitStack, stdin: bytes | None) -> tuple[int | None, int]:
-    if not stdin:
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        far.callback(os.close, nothing)
-        return None, nothing
-    reader, writer = os.pipe()
-    far.callback(os.close, reader)
-    os.set_blocking(writer, False)
-    return writer, reader
 
 
 _WHY_NOT_STARTED = {

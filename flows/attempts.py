@@ -60,6 +60,7 @@ class Attempts:
         self._scope_of = scope_of
         self._load = secrets
         self._secrets: dict[str, str] = {}
+        self._processes: dict[bool, Processes] = {}
         self.redactor = Redactor()
         self.stuck: dict[str, NeedsAttention] = {}
         """Steps whose failed attempt could not be undone, and why."""
@@ -74,6 +75,11 @@ class Attempts:
             if error is problem:
                 raise
             raise error from error.__cause__
+
+    def close(self) -> None:
+        """No other attempt will be made."""
+        for processes in self._processes.values():
+            processes.close()
 
     def explained(self, problem: Exception) -> Exception:
         """The problem itself, as it may be shown; for a defect of an operation, an error that says so."""
@@ -114,7 +120,7 @@ class Attempts:
     def _perform(self, step: Step, token: CancelToken) -> Outputs:
         scope = self._scope_of(step)
         effects = effects_of(step, scope)
-        context = self._context(step, token)
+        context = self._context(step, effects, token)
         operation = registry.get(step.instruction.op)
         parameters = resolved_parameters(step, scope)
         if effects.irreversible:
@@ -160,7 +166,7 @@ class Attempts:
             message = f"not captured, as snapshots exclude it: {', '.join(touched)}"
             self._observe(RunEvent(EventKind.LOG, step.id, step.instruction.op, message))
 
-    def _context(self, step: Step, token: CancelToken) -> Context:
+    def _context(self, step: Step, effects: Effects, token: CancelToken) -> Context:
         document, instruction = step.scope.document, step.instruction
         secrets = self._secrets_of(instruction.secrets)
         lock = self._workspace.journal.lock.descriptor  # what they start holds it until its end, also if this dies
@@ -174,9 +180,14 @@ class Attempts:
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
             root=self._workspace.root,
             policy=self._policy,
-            processes=Processes(require=self._policy.sandbox_require, lock=lock),
+            processes=self._processes_that(lock, may_change=bool(effects.writes or effects.makes)),
             repository=Repository(self._workspace.root, self._policy, lock=lock),
         )
+
+    def _processes_that(self, lock: int | None, *, may_change: bool) -> Processes:
+        """What starts the programs of this run, which may change the workspace or are known not to."""
+        require = self._policy.sandbox_require
+        return self._processes.setdefault(may_change, Processes(require=require, lock=lock, tied=may_change))
 
     def _secrets_of(self, names: Collection[str]) -> dict[str, str]:
         missing = [name for name in names if name not in self._secrets]

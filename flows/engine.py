@@ -228,7 +228,7 @@ class Run:
             outcome = await self._execute()
             await asyncio.to_thread(self._make_durable, outcome)
         finally:
-            self._threads.shutdown(wait=True)
+            self._close()
         self.journal.update(
             self.id,
             status=outcome.status.value,
@@ -236,6 +236,10 @@ class Run:
             error=None if outcome.error is None else error_json(outcome.error),
         )
         return outcome
+
+    def _close(self) -> None:
+        self._threads.shutdown(wait=True)
+        self._attempts.close()
 
     def _make_durable(self, outcome: Outcome) -> None:
         """What stays until somebody decides must survive a power cut until then."""
@@ -635,7 +639,7 @@ class Run:
                 return await self._undoing.everything(conflicts)
             return await self._undoing.shown(self.after_checkpoint(to), conflicts)
         finally:
-            self._threads.shutdown(wait=True)
+            self._close()
 
     def refuse_conflicts(self, step_id: str) -> None:
         """Raises NeedsAttention, with nothing changed, if somebody has changed what would be undone to run again from

@@ -129,13 +129,15 @@ def _sending(parameters: RunParameters, context: Context) -> dict[str, str]:
 
 def _checked_folder(root: Path, path: str) -> Path:
     check_path(path, folder=True)
+    if path == ROOT:
+        return root
     with ConfinedFolder.open(root) as workspace:
         found = workspace.lstat(path)  # raises PathRefused for a link on the way
     if found is None:
         raise OperationError(f"{shown(path)}: no such folder to run in", hint="make it first with file.mkdir")
     if not stat.S_ISDIR(found.st_mode):
         raise PathRefused(f"{shown(path)}: is not a folder, and `cwd` must be one")
-    return root if path == ROOT else root / path
+    return root / path
 
 
 def _failed(parameters: RunParameters, completed: Completed, expected: Sequence[int]) -> OperationError:

@@ -22,9 +22,11 @@ from quantum_orchestrator.blocks.supervisor import GRACE
 from quantum_orchestrator.tasks.operation import CancelToken
 
 
-@pytest.fixture
-def processes() -> Processes:
-    return Processes()
+@pytest.fixture(params=[True, False], ids=["tied", "not tied"])
+def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
+    started = Processes(tied=request.param)
+    yield started
+    started.close()
 
 
 def shell(processes: Processes, text: str, folder: Path, **options: object) -> Completed:
@@ -362,14 +364,87 @@ def test_many_run_at_once(processes: Processes, tmp_path: Path) -> None:
     assert codes == {number: number for number in range(16)}
 
 
-def test_runs_leave_no_descriptor_and_no_zombie(processes: Processes, tmp_path: Path) -> None:
+def test_runs_leave_no_descriptor(processes: Processes, tmp_path: Path) -> None:
     shell(processes, "true", tmp_path)
+    processes.close()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         shell(processes, "true", tmp_path)
         with pytest.raises(TimedOut):
             shell(processes, "sleep 60", tmp_path, timeout=0.02, stdin=b"x" * 200_000)
-    assert len(os.listdir("/proc/self/fd")) == before
+    processes.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+# Supervisors.
+
+
+def supervisor_of(processes: Processes, folder: Path, **options: object) -> int:
+    return int(shell(processes, "echo $PPID", folder, **options).stdout)
+
+
+def test_a_supervisor_attends_to_one_program_after_another(processes: Processes, tmp_path: Path) -> None:
+    first, second = supervisor_of(processes, tmp_path), supervisor_of(processes, tmp_path)
+    assert first == second
+
+
+def test_a_supervisor_ends_when_no_program_is_to_come(processes: Processes, tmp_path: Path) -> None:
+    supervisor = supervisor_of(processes, tmp_path)
+    processes.close()
+    assert gone(supervisor)
+
+
+def test_an_idle_supervisor_that_was_killed_is_replaced(processes: Processes, tmp_path: Path) -> None:
+    supervisor = supervisor_of(processes, tmp_path)
+    os.kill(supervisor, signal.SIGKILL)
+    assert gone(supervisor)
+    keeper_has_noticed = time.monotonic() + 5
+    while Path(f"/proc/{supervisor}").exists() and time.monotonic() < keeper_has_noticed:
+        time.sleep(0.01)
+    time.sleep(0.05)  # then it closes the dead one's socket
+    assert supervisor_of(processes, tmp_path) != supervisor
+
+
+def test_a_supervisor_keeps_to_the_limits_it_began_with(processes: Processes, tmp_path: Path) -> None:
+    """Nobody can raise them but root: other limits are another supervisor's."""
+    one = supervisor_of(processes, tmp_path, limits=Limits(file_bytes=5000))
+    other = supervisor_of(processes, tmp_path, limits=Limits(file_bytes=6000))
+    assert one != other
+
+
+def test_programs_of_two_locks_have_two_supervisors(tmp_path: Path) -> None:
+    """Else a lock would be held by programs of another one, and not by its own."""
+    with (tmp_path / "lock").open("w") as lock:
+        first, second = Processes(lock=lock.fileno()), Processes(lock=lock.fileno())
+        assert supervisor_of(first, tmp_path) != supervisor_of(second, tmp_path)
+
+
+def test_what_a_program_leaves_running_is_gone_before_the_next_one(processes: Processes, tmp_path: Path) -> None:
+    shell(processes, "(setsid sh -c 'echo $$ > away; sleep 60' &) ; while [ ! -s away ]; do sleep 0.01; done", tmp_path)
+    listed = shell(processes, "cat /proc/$PPID/task/$PPID/children; echo $$", tmp_path).stdout.split()
+    assert not alive(written_pid(tmp_path / "away"))
+    assert [each for each in listed if each != listed[-1]] == []
+
+
+def test_the_engine_and_its_fork_have_supervisors_of_their_own(processes: Processes, tmp_path: Path) -> None:
+    ours = supervisor_of(processes, tmp_path)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if supervisor_of(processes, tmp_path) != ours else 2
+            sandbox._keeper.close()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert supervisor_of(processes, tmp_path) == ours
+
+
+def test_a_tied_program_ends_with_its_supervisor_when_the_keeper_cannot_help(tmp_path: Path) -> None:
+    text = "echo $$ > pid; keeper=$(cut -d' ' -f4 /proc/$PPID/stat); kill -9 $keeper $PPID; exec sleep 60"
+    with pytest.raises(OperationError, match="ended from outside"):
+        shell(Processes(tied=True), text, tmp_path, timeout=20)
+    assert gone(written_pid(tmp_path / "pid"))
 
 
 # Limits.
