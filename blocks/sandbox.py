@@ -39,7 +39,7 @@ INHERITED = ("PATH", "HOME", "LANG", "TERM", "TMPDIR", "USER")
 """What of the caller's environment a script gets; everything else it must be given."""
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _LONGEST_LINE = 1 << 16
 _SERVICE = IDLE / 3  # seconds for which a supervisor is asked again: it has counted the user's processes at its start
 _PATIENCE = 15.0  # seconds from asking for the end to concluding that nobody answers; above the supervisor's own

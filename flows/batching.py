@@ -37,21 +37,27 @@ LARGEST_SIZE = 512
 class BatchSize:
     """How many steps to take together: as many as take the target time, as far as that is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: float = TARGET_SECONDS) -> None:
         self.value = FIRST_SIZE
+        self._target = target
 
     def learn(self, steps: int, seconds: float) -> None:
         """So many have taken so long. It at most doubles, as the next ones may be others."""
-        wanted = int(steps * TARGET_SECONDS / max(seconds, 1e-6))
+        wanted = int(steps * self._target / max(seconds, 1e-6))
         self.value = max(1, min(wanted, 2 * self.value, LARGEST_SIZE))
 
 
 def is_cheap(step: Step, effects: Effects) -> bool:
     """Whether a step may be done together with others."""
-    instruction = step.instruction
-    has_wishes = instruction.retries or instruction.timeout is not None or instruction.resources or instruction.tags
     plain = effects.predictable and not effects.barrier and not effects.irreversible
-    return plain and not has_wishes and not instruction.secrets and not step.deferred_expansion
+    return plain and not has_wishes(step)
+
+
+def has_wishes(step: Step) -> bool:
+    """Whether an instruction asks for something that a task run of its own has to give."""
+    each = step.instruction
+    own = each.retries or each.timeout is not None or each.resources or each.tags or each.secrets
+    return bool(own or step.deferred_expansion)
 
 
 @dataclass(slots=True)

@@ -63,9 +63,11 @@ from quantum_orchestrator.flows.results import (
     error_json,
 )
 from quantum_orchestrator.flows.schedule import ReadyQueue
+from quantum_orchestrator.flows.script_batches import RELIEF_SECONDS, ScriptBatch, is_quiet
+from quantum_orchestrator.flows.script_batches import TARGET_SECONDS as SCRIPTS_SECONDS
 from quantum_orchestrator.flows.stopping import Stop, in_a_thread_left_behind
 from quantum_orchestrator.flows.undoing import Undoing, plainly
-from quantum_orchestrator.tasks.operation import CancelToken
+from quantum_orchestrator.tasks.operation import CancelToken, Effects
 
 T = TypeVar("T")
 Attempt = Callable[[], Awaitable[Outputs]]
@@ -82,6 +84,12 @@ _STAYS_UNTIL_SOMEBODY_DECIDES = (
 )
 FATAL = (NeedsAttention, StateError)
 """What ends the run whatever the step's `on_error` says: the workspace is not as the journal has it."""
+
+
+_Kind = Callable[[Step, Effects], bool]
+"""A kind of batch, by what says which steps it takes."""
+_Tell = Callable[[Sequence[Step], Sequence[Step]], None]
+"""Tells which steps of a group at work have ended, and which have not begun and will not."""
 
 
 class StepFailed(Exception):
@@ -207,7 +215,7 @@ class Run:
             secrets=settings.secrets,
         )
         self._batches = Batches(self.books, workspace, policy, self._attempts, self.observe)
-        self._batch_size = BatchSize()
+        self._sizes: dict[_Kind, BatchSize] = {is_cheap: BatchSize(), is_quiet: BatchSize(SCRIPTS_SECONDS)}
         self._alone: set[str] = set()
         """Steps that were refused as members of a batch."""
         self._undoing = Undoing(
@@ -343,16 +351,20 @@ class Run:
     async def _run_graph(self, graph: Graph, owner: Step | None, stop: Stop) -> None:
         """Run all steps. Raises StepFailed for the failure that comes first one by one, after all others ended."""
         queue = ReadyQueue(graph, parallel=self.settings.parallel, capacity=self._capacity)
-        running: dict[asyncio.Task[Ends], list[Step]] = {}
+        running: dict[asyncio.Future[Ends], list[Step]] = {}
         problems: dict[Step, BaseException] = {}
+        relief = _Relief(queue)
         try:
             while True:
-                for group in [] if stop.stopped else queue.take_together(partial(self._fits, graph), self._size(graph)):
-                    running[asyncio.create_task(self._run_group(group, graph, owner, stop))] = group
+                for group in [] if stop.stopped else self._take(queue, graph):
+                    members = list(group)
+                    tell = partial(relief.tell, members)
+                    running[asyncio.create_task(self._run_group(group, graph, owner, stop, tell))] = members
                 if not running:
                     break
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                waited: list[asyncio.Future[Any]] = [*running, relief.bell()]
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in running if task.done()]:
                     self._ended(queue, running.pop(task), task, problems)
         except asyncio.CancelledError:
             stop.stop()
@@ -364,17 +376,19 @@ class Run:
             raise problems[step]
 
     def _ended(
-        self, queue: ReadyQueue, group: Sequence[Step], task: asyncio.Task[Ends], problems: dict[Step, BaseException]
+        self, queue: ReadyQueue, group: Sequence[Step], task: asyncio.Future[Ends], problems: dict[Step, BaseException]
     ) -> None:
         broken_off = task.exception()
         ends = task.result() if broken_off is None else [(group[0], broken_off)]
         if broken_off is not None and len(group) > 1:
             queue.stop()
-        ended = {step.id for step, _ in ends}
+        ended, members = {step.id for step, _ in ends}, {step.id for step in group}
         for step in group:
             if step.id not in ended:
                 queue.give_back(step.id)
         for step, problem in ends:
+            if step.id not in members:  # the queue was told while the others were at work
+                continue
             if problem is None:
                 queue.finish(step.id)
                 continue
@@ -383,7 +397,32 @@ class Run:
             if not _keeps_what_came_before(self.settings.on_failure) and step.instruction.on_error == "fail":
                 queue.stop()  # everything is undone anyway
 
-    async def _run_group(self, group: Sequence[Step], graph: Graph, owner: Step | None, stop: Stop) -> Ends:
+    def _take(self, queue: ReadyQueue, graph: Graph) -> list[list[Step]]:
+        """Groups of steps to start now: of one step, or of several that one kind of batch does."""
+        size = max(each.value for each in self._sizes.values()) if len(graph.steps) >= self.settings.batch_from else 1
+        groups: list[list[Step]] = []
+        while taken := queue.take_together(lambda step: self._kind(graph, step) is not None, size):
+            groups += [self._of_one_kind(group, queue, graph) for group in taken]
+        return groups
+
+    def _of_one_kind(self, group: list[Step], queue: ReadyQueue, graph: Graph) -> list[Step]:
+        """The part of a group that goes with its first step; the others are given back."""
+        kind = self._kind(graph, group[0])
+        if kind is None:
+            return group
+        kept, gone = list[Step](), set[str]()
+        for step in group:
+            alike = len(kept) < self._sizes[kind].value and self._kind(graph, step) is kind
+            if alike and gone.isdisjoint(graph.predecessors[step.id]):
+                kept.append(step)
+            else:
+                gone.add(step.id)
+                queue.give_back(step.id)
+        return kept
+
+    async def _run_group(
+        self, group: Sequence[Step], graph: Graph, owner: Step | None, stop: Stop, tell: _Tell
+    ) -> Ends:
         """Steps that were taken together, each with the problem that ends the run; without those not done."""
         members = {step.id for step in group}
         before = {each for step in group for each in graph.predecessors[step.id]} - members
@@ -393,7 +432,10 @@ class Run:
             return [(group[0], None)]
         async with self._places:
             stop.check()
-            batch = await self._run_batch(group, graph, after, stop)
+            if self._kind(graph, group[0]) is is_quiet:
+                batch = await self._run_scripts(group, graph, after, stop, tell)
+            else:
+                batch = await self._run_batch(group, graph, after, stop)
         ends: Ends = [(step, None) for step in group if step.id in {result.id for result in batch.ended}]
         for step, error in batch.failed:
             try:
@@ -404,15 +446,13 @@ class Run:
                 ends.append((step, None))
         return ends
 
-    def _size(self, graph: Graph) -> int:
-        """How many cheap steps to take together."""
-        return self._batch_size.value if len(graph.steps) >= self.settings.batch_from else 1
-
-    def _fits(self, graph: Graph, step: Step) -> bool:
-        """Whether a step may be a member of a batch."""
+    def _kind(self, graph: Graph, step: Step) -> _Kind | None:
+        """What says that a step may be a member of a batch; None if it goes alone."""
         recorded = self.books.recorded.get(step.id)
         had_failed = recorded is not None and recorded.status == StepStatus.FAILED
-        return step.id not in self._alone and not had_failed and is_cheap(step, graph.effects[step.id])
+        if step.id in self._alone or had_failed:
+            return None
+        return next((kind for kind in self._sizes if kind(step, graph.effects[step.id])), None)
 
     def _is_recorded(self, step_id: str) -> bool:
         """Whether an earlier process has done the step, or skipped it."""
@@ -426,7 +466,7 @@ class Run:
 
         async def attempt() -> Mapping[str, Outputs]:
             done.append(await self._in_a_step_thread(partial(self._batches.make, steps, graph), stop))
-            self._batch_size.learn(len(steps), done[0].seconds)
+            self._sizes[is_cheap].learn(len(steps), done[0].seconds)
             return {result.id: result.outputs or {} for result in done[0].ended}
 
         known = {step.id for step in steps if self._is_recorded(step.id)}
@@ -440,6 +480,31 @@ class Run:
         if batch.refused:
             self._alone.update(step.id for step in steps)
         return batch
+
+    async def _run_scripts(
+        self, steps: Sequence[Step], graph: Graph, after: Sequence[str], stop: Stop, tell: _Tell
+    ) -> Batch:
+        if self._runner is None:
+            raise QuantumError("a run without a runner cannot run steps")
+        work = ScriptBatch(steps, graph, self.books, self._attempts, self.observe, COSTLY_SECONDS)
+
+        def relieve() -> None:
+            left = work.relieve()
+            ended = {result.id for result in work.batch.ended}
+            tell([step for step in steps if step.id in ended], left)
+
+        async def attempt() -> Mapping[str, Outputs]:
+            relief = asyncio.get_running_loop().call_later(RELIEF_SECONDS, relieve)
+            try:
+                batch = await self._in_a_step_thread(work.make, stop)
+            finally:
+                relief.cancel()
+            self._sizes[is_quiet].learn(len(batch.ended) + len(batch.failed), batch.seconds)
+            return {result.id: result.outputs or {} for result in batch.ended}
+
+        reuse = all(self._is_recorded(step.id) for step in steps)
+        await stop.wait(partial(self._runner.run_batch, steps, attempt, after, reuse=reuse))
+        return work.batch
 
     def _waited(self, step: Step) -> list[str]:
         return sorted(self.graph.predecessors.get(step.id, ()))
@@ -712,6 +777,32 @@ class Run:
             return True
         effects = self.graph.effects.get(step.id) or effects_of(step, self.books.scope(step))
         return not effects.predictable or effects.barrier
+
+
+class _Relief:
+    """Lets a queue know of members of a group while others of it are at work."""
+
+    def __init__(self, queue: ReadyQueue) -> None:
+        self._queue = queue
+        self._bell = asyncio.get_running_loop().create_future()
+
+    def bell(self) -> asyncio.Future[None]:
+        """Done when something is told from now on."""
+        if self._bell.done():
+            self._bell = asyncio.get_running_loop().create_future()
+        return self._bell
+
+    def tell(self, members: list[Step], ended: Sequence[Step], left: Sequence[Step]) -> None:
+        """These members have ended, those have not begun: `members` keeps the others, and one at least."""
+        ended = ended[: len(members) - len(left) - 1]
+        for step in left:
+            self._queue.give_back(step.id)
+        for step in ended:
+            self._queue.finish(step.id)
+        told = {step.id for step in (*ended, *left)}
+        members[:] = [step for step in members if step.id not in told]
+        if not self._bell.done():
+            self._bell.set_result(None)
 
 
 def was_cut_short(record: RunRecord) -> bool:

@@ -79,8 +79,11 @@ class PrefectRunner:
     ) -> None:
         """See engine.StepRunner. The result holds the members' outputs; a table lists the members."""
 
+        ended: set[str] = set()
+
         async def listed() -> Any:
             outputs = await attempt()
+            ended.update(outputs)
             rows = [{"step": step.id, "operation": step.instruction.op, "ended": step.id in outputs} for step in steps]
             await self._telling.tell(lambda: acreate_table_artifact(rows, description=f"{len(steps)} steps"))
             return done_before(outputs) if reuse else outputs
@@ -88,7 +91,9 @@ class PrefectRunner:
         name = f"{steps[0].id} and {len(steps) - 1} more"
         options = TaskOptions(BATCH, name, cache_key(self._run_id, BATCH, {"steps": [step.id for step in steps]}))
         state = await run_task(options, listed, [ended for each in after for ended in self._ended(each)])
-        self._runs.update(dict.fromkeys((step.id for step in steps), Ended(state)))
+        for step in steps:
+            if step.id in ended or step.id not in self._runs:  # it may have been given back, and had a run of its own
+                self._runs[step.id] = Ended(state)
         if state.is_cancelled():
             raise Interrupted
         result = await state.aresult(raise_on_failure=False)
