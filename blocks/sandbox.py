@@ -224,6 +224,8 @@ def _check_texts(request: Request) -> None:
 
 
 def _is_passable(text: str) -> bool:
+    if text.isascii():
+        return "\0" not in text
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:  # half of a surrogate pair

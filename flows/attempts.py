@@ -61,6 +61,7 @@ class Attempts:
         self._load = secrets
         self._secrets: dict[str, str] = {}
         self._processes: dict[bool, Processes] = {}
+        self._root = str(workspace.root.resolve())
         self.redactor = Redactor()
         self.stuck: dict[str, NeedsAttention] = {}
         """Steps whose failed attempt could not be undone, and why."""
@@ -175,7 +176,7 @@ class Attempts:
             step_id=step.id,
             set_name=document.name,
             run_id=self._run_id,
-            env={**self._document.env, **document.env, **secrets, RUN_ROOT: str(self._workspace.root.resolve())},
+            env={**self._document.env, **document.env, **secrets, RUN_ROOT: self._root},
             cancel=token,
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
             root=self._workspace.root,
@@ -186,8 +187,10 @@ class Attempts:
 
     def _processes_that(self, lock: int | None, *, may_change: bool) -> Processes:
         """What starts the programs of this run, which may change the workspace or are known not to."""
-        require = self._policy.sandbox_require
-        return self._processes.setdefault(may_change, Processes(require=require, lock=lock, tied=may_change))
+        if may_change not in self._processes:
+            made = Processes(require=self._policy.sandbox_require, lock=lock, tied=may_change)
+            self._processes.setdefault(may_change, made)  # steps begin in several threads
+        return self._processes[may_change]
 
     def _secrets_of(self, names: Collection[str]) -> dict[str, str]:
         missing = [name for name in names if name not in self._secrets]

@@ -122,7 +122,9 @@ class ScriptBatch:
         return result
 
     def _end(self, result: StepResult) -> None:
-        self._books.end(result, durable=result.duration_s >= self._costly)
+        self._books.set(result)
+        durable = result.duration_s >= self._costly
+        self._books.journal.record_step(self._books.run_id, result.record(), durable=durable)  # it has no intents
         self.batch.ended.append(result)
         kind = EventKind.STEP_FINISHED
         self._observe(RunEvent(kind, result.id, result.op, "", result.status, result.duration_s))

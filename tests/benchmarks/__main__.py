@@ -11,10 +11,10 @@ import json
 import sys
 from dataclasses import asdict
 
-from tests.benchmarks import recovery
+from tests.benchmarks import recovery, scripts
 from tests.benchmarks.rows import table
 
-BENCHMARKS = {"recovery": recovery}
+BENCHMARKS = {"recovery": recovery, "scripts": scripts}
 
 
 def main() -> int:

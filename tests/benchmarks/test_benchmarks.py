@@ -25,6 +25,16 @@ def test_recovery_is_measured_beside_a_run_that_nothing_disturbs(user: Path) -> 
     assert in_flight <= ran == 20 - recorded
 
 
+def test_scripts_are_measured_beside_make(user: Path) -> None:
+    rows = json.loads(benchmark("scripts", "--size", "5", "--no-qo", "--repeat", "1", "--json"))
+    assert [row["workload"] for row in rows] == [
+        "5 scripts, engine and journal",
+        "5 scripts, started not tied",
+        "5 scripts, started tied",
+    ]
+    assert all(row["ours"] > 0 and row["beside"] > 0 for row in rows)
+
+
 def test_a_ratio_above_its_floor_is_marked() -> None:
     text = table([Row("P0", "slow", 2.0, 1.0, 1.5), Row("P1", "quick", 1.0, 2.0, 1.5)])
     assert [("!" in line) for line in text.splitlines()] == [False, True, False]
