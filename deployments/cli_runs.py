@@ -8,6 +8,7 @@ in the functions that need it, never at the top: `cancel` and `rollback` work wi
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib
 import json
 import logging
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from quantum_orchestrator.flows.orchestrate import RunRequest
     from quantum_orchestrator.flows.plan import Graph
     from quantum_orchestrator.flows.plan_file import PlanFile
+    from quantum_orchestrator.flows.reusing import Wishes
 
 Failure = Literal["rollback", "keep", "pause"]
 EXIT_CODES = {"committed": 0, "paused": 4, "needs_attention": 4, "awaiting_approval": 5, "cancelled": 130}
@@ -80,6 +82,11 @@ def run(
     diff: ShowDiff = False,
     yes: Yes = False,
     no_wait: NoWait = False,
+    no_cache: Annotated[bool, Parameter(name="--no-cache", help="Reuse nothing, whatever `cache` says.")] = False,
+    force: Annotated[
+        tuple[str, ...],
+        Parameter(name="--force", help="Run this step, and whatever depends on it, although it could be reused."),
+    ] = (),
     plan: Annotated[
         str | None, Parameter(help="Run a plan file of `qo plan -o`, if the workspace is still as it was.")
     ] = None,
@@ -99,7 +106,9 @@ def run(
     named = file or plan or ""
     screen.note(f"{named}: checking")
     screen.flush()
-    options = Options(parallel, on_failure, diff=diff, yes=yes, wait=not no_wait, json=json_)
+    options = Options(
+        parallel, on_failure, diff=diff, yes=yes, wait=not no_wait, json=json_, no_cache=no_cache, force=force
+    )
     if plan is not None:
         if input or inputs_file or check:
             raise UsageError("a plan holds its inputs: --plan goes without --input, --inputs-file and --check")
@@ -129,6 +138,26 @@ class Options:
     wait: bool = True
     json: bool = False
     start_at: str | None = None
+    no_cache: bool = False
+    force: tuple[str, ...] = ()
+
+    @property
+    def wishes(self) -> Wishes:
+        """What is to be reused."""
+        from quantum_orchestrator.flows.reusing import Wishes
+
+        return Wishes(enabled=not self.no_cache, force=self.force)
+
+    def require_steps(self, document: InstructionSet) -> None:
+        """Raises UsageError if a step that is to be run in any case is none of the set's."""
+        if not self.force:
+            return
+        from quantum_orchestrator.flows.reuse import unknown_ids
+
+        for name in unknown_ids(document, self.force):
+            near = difflib.get_close_matches(name, [each.id for each in document.instructions], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`qo graph` shows the set's steps"
+            raise UsageError(f"--force {name}: the set has no such step", hint=hint)
 
     @property
     def policy(self) -> OnFailure | None:
@@ -144,6 +173,7 @@ class Options:
 def _run_source(screen: Screen, source: Source, inputs: Mapping[str, Any], root: Path, options: Options) -> int:
     from quantum_orchestrator.flows.plan import build
 
+    options.require_steps(source.document)
     graph = build(source.document, inputs)
     conduct = Conductor(screen, made_root(root), options, from_stdin=source.file == STDIN)
     return conduct.start(source.document, inputs, graph)
@@ -158,6 +188,7 @@ def _run_plan(screen: Screen, plan: str, workspace: str | None, options: Options
     root = workspace_root(workspace or made.workspace)
     with tree_of(root) as tree:
         made.check(tree)  # before a server is started for nothing
+    options.require_steps(made.document)
     graph = build(made.document, made.inputs)
     at_once = replace(options, wait=False)  # whoever is waited for would change what the plan rests on
     conduct = Conductor(screen, made_root(root), at_once, from_stdin=False)
@@ -195,7 +226,7 @@ class Conductor:
         with self._display(graph) as progress:
             request = self._request(document, inputs, progress)
             predicted = None if plan is None else plan.predicted
-            report = asyncio.run(run_set(replace(request, predicted=predicted)))
+            report = asyncio.run(run_set(replace(request, predicted=predicted, reuse=self.options.wishes)))
         return self.finish(report)
 
     def go_on(self, record: RunRecord, before: Callable[[], None] = lambda: None) -> dict[str, Any]:

@@ -103,6 +103,8 @@ class RunView:
         self.total = max(self.total, self.done + len(self.running))
         sign, style = _MARKS.get(event.status or StepStatus.SUCCEEDED, ("·", ""))
         took = "skipped" if event.status is StepStatus.SKIPPED else human_time(event.duration_s)
+        if event.status is StepStatus.REUSED:
+            took = f"reused: {event.message}"
         lines: list[Line] = [(f"{sign} {self._name(event)}  {took}", style)]
         if event.status is StepStatus.FAILED and event.message:
             lines += [(f"  {line}", style) for line in event.message.splitlines()]

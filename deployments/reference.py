@@ -180,6 +180,10 @@ def _operation(operation: AnyOperation) -> Iterator[str]:
     yield f"### {operation.name}"
     about = (type(operation).__doc__ or "").strip().splitlines()
     yield "\n".join(line.strip() for line in about)
+    if operation.pure:
+        yield "It is pure: its result is reused unless `cache` is false."
+    elif operation.cacheable:
+        yield "Its result can be reused: `cache`."
     yield from _model("Parameters (`with`)", parameters, _fields)
     yield from _model("Outputs", outputs, _outputs)
     if operation.example:
@@ -209,6 +213,16 @@ keep their order, as do a step and those that it refers to or `needs`. A script 
 `writes` narrow it. When a step fails, what all of them did is undone, unless `on_failure` says otherwise; effects that
 cannot be undone wait until everything else has succeeded."""
 
+REUSE = """\
+With `cache`, for the set or for one instruction, a step is skipped, and has the outputs that it had, if it is what it
+was in the last committed run of the set in this workspace (operation and version, parameters after expressions; for
+scripts the set's `env`, the names of its secrets, `reads` and `writes` as well), what it reads is unchanged, and so
+is what it left. It has status `reused` then, and a `reason`; a step that runs says what has changed. In expressions
+it counts as `succeeded`. The [operations](operations.md) say which of them can be reused; a script or test can if it
+declares both `reads` and `writes`, and what else it depends on (the programs that it calls, the clock) is your
+promise. What acts outside of the workspace never is. `qo run --no-cache` reuses nothing; `--force ID` runs a step,
+and whatever depends on it; `qo plan --explain` says what would be reused."""
+
 FAULTS = """\
 A document is judged as a whole before anything runs: every fault is told at once, with file, line and column, the JSON
 pointer and the nearest right name. Refused are unknown keys, duplicate keys and ids, `NaN` and `Infinity`, more than 64
@@ -226,6 +240,7 @@ def _instruction_set(schema: Schema) -> Iterator[str]:
     )
     yield _starter()
     yield MEANING
+    yield REUSE
     yield FAULTS
     yield "## The set"
     yield _fields(schema, definitions)

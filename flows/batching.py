@@ -23,7 +23,8 @@ from quantum_orchestrator.flows.attempts import Attempts, Observer
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.plan import Graph, Step, resolved_parameters
 from quantum_orchestrator.flows.prediction import is_wanted
-from quantum_orchestrator.flows.results import EventKind, RunEvent, StepResult, StepStatus
+from quantum_orchestrator.flows.results import DONE, EventKind, RunEvent, StepResult, StepStatus
+from quantum_orchestrator.flows.reusing import Reusing
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, Outputs
 
@@ -78,17 +79,27 @@ class Batches:
     """Does batches of one run's steps."""
 
     def __init__(
-        self, books: Books, workspace: Workspace, policy: Policy, attempts: Attempts, observe: Observer
+        self,
+        books: Books,
+        workspace: Workspace,
+        policy: Policy,
+        attempts: Attempts,
+        observe: Observer,
+        reusing: Reusing | None = None,
     ) -> None:
         self._books = books
         self._workspace = workspace
         self._policy = policy
         self._attempts = attempts
         self._observe = observe
+        self._reusing = reusing
 
     def make(self, steps: Sequence[Step], graph: Graph, token: CancelToken) -> Batch:
         """Do the steps, one after another. Raises Interrupted, with nothing of them done, and what breaks the run."""
-        work, started = _Work(Overlay(self._workspace.tree)), time.thread_time()
+        work, started = (
+            _Work(Overlay(self._reusing.tree if self._reusing else self._workspace.tree)),
+            time.thread_time(),
+        )
         try:
             for step in steps:
                 if token.cancelled:
@@ -118,7 +129,7 @@ class Batches:
             work.stopped.add(step.id)
             return
         recorded = self._books.recorded.get(step.id)
-        if recorded is not None and recorded.status in (StepStatus.SUCCEEDED, StepStatus.SKIPPED):
+        if recorded is not None and recorded.status in (*DONE, StepStatus.SKIPPED):
             self._end(StepResult.of(recorded), work)
             return
         started = time.monotonic()
@@ -136,6 +147,9 @@ class Batches:
         scope = self._books.scope(step)
         if not is_wanted(step, scope):
             return StepResult(step.id, step.instruction.op, StepStatus.SKIPPED)
+        verdict = None if self._reusing is None else self._reusing.verdict(step, scope, work.total)
+        if verdict is not None and verdict.reused:
+            return StepResult.reused(step.id, step.instruction.op, verdict.outputs, verdict.reason)
         layer = Overlay(work.total)
         context = Context(
             layer,
@@ -151,7 +165,11 @@ class Batches:
         work.total.apply(changes, layer.content_of)
         work.changes.append((step.id, changes))
         dumped = self._attempts.redactor.value(outputs.model_dump(mode="json"))
-        return StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED, 1, outputs=dumped)
+        result = StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED, 1, outputs=dumped)
+        if self._reusing is not None and verdict is not None:
+            result.reason = verdict.reason
+            self._reusing.has_run(step, scope, verdict, work.total)
+        return result
 
     def _end(self, result: StepResult, work: _Work) -> None:
         self._books.set(result)  # those after it may refer to it

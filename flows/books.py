@@ -22,7 +22,7 @@ from quantum_orchestrator.flows.plan import (
     handler_steps,
     values_of,
 )
-from quantum_orchestrator.flows.results import RunValues, StepResult, StepStatus
+from quantum_orchestrator.flows.results import DONE, RunValues, StepResult, StepStatus
 from quantum_orchestrator.tasks.operation import Unknown
 
 
@@ -116,7 +116,7 @@ class Books:
     def end(self, result: StepResult, *, durable: bool) -> None:
         """A step has ended now. Without `durable` a power cut may forget it, with what it did: it then runs again."""
         self.set(result)
-        done = result.status is StepStatus.SUCCEEDED
+        done = result.status in DONE
         self.journal.record_step(self.run_id, result.record(), done=done, durable=durable)
 
     def succeeded(self) -> list[str]:

@@ -142,6 +142,11 @@ class Instruction(BaseModel):
     writes: list[Glob] | None = Field(
         default=None, description="Globs of what a script or a test writes; [] for nothing"
     )
+    cache: bool | None = Field(
+        default=None,
+        description="Whether the step is skipped, with the outputs of an earlier run, while what it reads and what it "
+        "left are unchanged; beats the set's `cache`",
+    )
     resources: dict[str, Amount] = Field(
         default={}, description="What it uses while it runs: cpu (processors), memory (GiB), or a name of yours (of 1)"
     )
@@ -190,6 +195,11 @@ class InstructionSet(BaseModel):
         default=OnFailure.ROLLBACK,
         description="What becomes of the effects when an instruction fails: all undone, kept, kept until `qo resume`, "
         'or undone to a checkpoint: {"rollback_to": NAME}',
+    )
+    cache: bool | None = Field(
+        default=None,
+        description="Whether steps are skipped while what they read and what they left are unchanged, where an "
+        "operation allows it; also for the sets that this one calls",
     )
     order: Annotated[Order, Field(strict=False)] = Field(
         default=Order.INFERRED, description="inferred: parallel where effects allow; sequential; explicit: `needs` only"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +38,7 @@ from quantum_orchestrator.blocks.errors import (
 from quantum_orchestrator.blocks.home import workspace_option
 from quantum_orchestrator.blocks.journal import RunRecord, boot_id
 from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.blocks.tree import printable
 from quantum_orchestrator.blocks.workspace import Conflicts, Undo, Workspace
 from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Conflicted, Observer, Outputs, conflict_error
@@ -54,6 +55,7 @@ from quantum_orchestrator.flows.plan import (
 )
 from quantum_orchestrator.flows.prediction import is_wanted
 from quantum_orchestrator.flows.results import (
+    DONE,
     TO_CHECKPOINT,
     EventKind,
     RunEvent,
@@ -62,6 +64,8 @@ from quantum_orchestrator.flows.results import (
     StepStatus,
     error_json,
 )
+from quantum_orchestrator.flows.reuse import Verdict, may_be_asked_for
+from quantum_orchestrator.flows.reusing import Memory, Reusing, Wishes
 from quantum_orchestrator.flows.schedule import ReadyQueue
 from quantum_orchestrator.flows.script_batches import RELIEF_SECONDS, ScriptBatch, is_quiet
 from quantum_orchestrator.flows.script_batches import TARGET_SECONDS as SCRIPTS_SECONDS
@@ -82,6 +86,7 @@ _STAYS_UNTIL_SOMEBODY_DECIDES = (
     RunStatus.AWAITING_APPROVAL,
     RunStatus.NEEDS_ATTENTION,
 )
+DONE_BEFORE = "done before, says the run's journal"
 FATAL = (NeedsAttention, StateError)
 """What ends the run whatever the step's `on_error` says: the workspace is not as the journal has it."""
 
@@ -113,11 +118,12 @@ class ApprovalAwaited(Exception):
 class StepRunner(Protocol):
     """Carries out one step by calling `attempt`, more than once where the instruction's `retries` says so."""
 
-    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
+    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
         """The outputs of the attempt that succeeded.
 
-        `after` are the steps that this one waited for. With `reuse` the journal holds the step's outputs, and a
-        result that was stored for it may be taken; without, it must not be, as the effects may have been undone.
+        `after` are the steps that this one waited for. `reuse` says why the step need not run: the attempt only gives
+        outputs that are known, and a result that was stored for it may be taken; where it is empty, none must be, as
+        the effects may have been undone.
         Raises what the last attempt raised, TimedOut when the instruction's `timeout` ended it, and Interrupted.
         """
 
@@ -127,11 +133,11 @@ class StepRunner(Protocol):
         attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
         after: Sequence[str],
         *,
-        reuse: bool,
+        reuse: Callable[[], str],
     ) -> None:
         """The same for several at once: one attempt, which gives the outputs of those that have succeeded, by id.
 
-        With `reuse` the journal holds all of them as done. The attempt is made all the same.
+        `reuse` tells after the attempt why none of them had to run; nothing if one had to.
         """
 
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
@@ -156,6 +162,7 @@ class RunSettings:
     """Asks a person at a terminal: step id and message to yes, no, or None for no answer."""
     secrets: Callable[[Sequence[str]], Mapping[str, str]] = lambda _names: {}
     """Values of secrets by name."""
+    reuse: Wishes = field(default_factory=Wishes)
     batch_from: int = BATCH_FROM
     """How many steps a set has to have for cheap ones to be done together."""
 
@@ -214,7 +221,8 @@ class Run:
             scope_of=self.books.scope,
             secrets=settings.secrets,
         )
-        self._batches = Batches(self.books, workspace, policy, self._attempts, self.observe)
+        self._reusing = self._with_reuse()
+        self._batches = Batches(self.books, workspace, policy, self._attempts, self.observe, self._reusing)
         self._sizes: dict[_Kind, BatchSize] = {is_cheap: BatchSize(), is_quiet: BatchSize(SCRIPTS_SECONDS)}
         self._alone: set[str] = set()
         """Steps that were refused as members of a batch."""
@@ -227,6 +235,15 @@ class Run:
             observe=self.observe,
             torn=was_cut_short(record),
         )
+
+    def _with_reuse(self) -> Reusing | None:
+        """Reuse, where any step may ask for it."""
+        wishes = self.settings.reuse
+        if self._runner is None or not wishes.enabled or not may_be_asked_for(self.document, self.graph):
+            return None
+        tree = StampedTree(self.workspace.folder, self.workspace.tree.umask)
+        memory = Memory(self.document, self.journal.folder, tree, self.workspace.is_excluded)
+        return Reusing(self.id, self.graph, memory, wishes)
 
     # The whole.
 
@@ -243,6 +260,10 @@ class Run:
             ended_at=time.time(),
             error=None if outcome.error is None else error_json(outcome.error),
         )
+        if self._reusing is not None and outcome.status is RunStatus.COMMITTED:
+            problem = await asyncio.to_thread(self._reusing.remember, self.document.name, self.books.results)
+            if problem:
+                self.observe(RunEvent(EventKind.LOG, message=problem))
         return outcome
 
     def _close(self) -> None:
@@ -317,7 +338,7 @@ class Run:
 
         Of `half`, steps that are being taken back, nothing is put back yet: what came after them is in the way.
         """
-        done = {step_id for step_id, record in self.books.recorded.items() if record.status == StepStatus.SUCCEEDED}
+        done = {step_id for step_id, record in self.books.recorded.items() if record.status in DONE}
         lost: list[str] = []
         if self._undoing.torn:
             redo = self.workspace.redo(self.id, done)
@@ -457,7 +478,7 @@ class Run:
     def _is_recorded(self, step_id: str) -> bool:
         """Whether an earlier process has done the step, or skipped it."""
         record = self.books.recorded.get(step_id)
-        return record is not None and record.status in (StepStatus.SUCCEEDED, StepStatus.SKIPPED)
+        return record is not None and record.status in (*DONE, StepStatus.SKIPPED)
 
     async def _run_batch(self, steps: Sequence[Step], graph: Graph, after: Sequence[str], stop: Stop) -> Batch:
         if self._runner is None:
@@ -470,12 +491,16 @@ class Run:
             return {result.id: result.outputs or {} for result in done[0].ended}
 
         known = {step.id for step in steps if self._is_recorded(step.id)}
-        await stop.wait(partial(self._runner.run_batch, steps, attempt, after, reuse=len(known) == len(steps)))
+
+        def why() -> str:
+            return why_none_ran(steps, known, done[0].ended)
+
+        await stop.wait(partial(self._runner.run_batch, steps, attempt, after, reuse=why))
         batch = done[0]
         for result in batch.ended:
             if result.id in known:
                 continue
-            kind, message = EventKind.STEP_FINISHED, ""
+            kind, message = EventKind.STEP_FINISHED, result.said
             self.observe(RunEvent(kind, result.id, result.op, message, result.status, result.duration_s))
         if batch.refused:
             self._alone.update(step.id for step in steps)
@@ -486,7 +511,7 @@ class Run:
     ) -> Batch:
         if self._runner is None:
             raise QuantumError("a run without a runner cannot run steps")
-        work = ScriptBatch(steps, graph, self.books, self._attempts, self.observe, COSTLY_SECONDS)
+        work = ScriptBatch(steps, graph, self.books, self._attempts, self.observe, COSTLY_SECONDS, self._reusing)
 
         def relieve() -> None:
             left = work.relieve()
@@ -502,8 +527,9 @@ class Run:
             self._sizes[is_quiet].learn(len(batch.ended) + len(batch.failed), batch.seconds)
             return {result.id: result.outputs or {} for result in batch.ended}
 
-        reuse = all(self._is_recorded(step.id) for step in steps)
-        await stop.wait(partial(self._runner.run_batch, steps, attempt, after, reuse=reuse))
+        known = {step.id for step in steps if self._is_recorded(step.id)}
+        why = partial(why_none_ran, steps, known, work.batch.ended)
+        await stop.wait(partial(self._runner.run_batch, steps, attempt, after, reuse=why))
         return work.batch
 
     def _waited(self, step: Step) -> list[str]:
@@ -562,12 +588,17 @@ class Run:
         self.observe(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
 
         recorded = self.books.recorded.get(step.id)
-        if recorded is not None and recorded.status != StepStatus.SUCCEEDED:
+        if recorded is not None and recorded.status not in DONE:
             recorded = None
+        verdict = None if recorded is not None else await self._judged(step)
+        result.reason = None if verdict is None else verdict.reason
+        why = DONE_BEFORE if recorded is not None else verdict.reason if verdict is not None and verdict.reused else ""
 
         async def attempt() -> Outputs:
             if recorded is not None:
                 return recorded.outputs or {}
+            if verdict is not None and verdict.reused:
+                return verdict.outputs or {}
             result.attempts += 1
             if result.attempts > 1:
                 self.observe(RunEvent(EventKind.STEP_RETRIED, step.id, step.instruction.op, f"try {result.attempts}"))
@@ -575,12 +606,24 @@ class Run:
 
         if self._runner is None:
             raise QuantumError("a run without a runner cannot run steps")
-        outputs = await stop.wait(partial(self._runner.run, step, attempt, after, reuse=recorded is not None))
+        outputs = await stop.wait(partial(self._runner.run, step, attempt, after, reuse=why))
         if recorded is not None:
             self.books.set(StepResult.of(recorded))
             return
+        if verdict is not None and verdict.reused:
+            self._end(step, StepResult.reused(step.id, step.instruction.op, outputs, verdict.reason))
+            return
+        if verdict is not None and self._reusing is not None:
+            await self._in_thread(partial(self._reusing.has_run, step, self.books.scope(step), verdict))
         result.status, result.outputs, result.duration_s = StepStatus.SUCCEEDED, outputs, time.monotonic() - started
         self._end(step, result)
+
+    async def _judged(self, step: Step) -> Verdict | None:
+        """Whether the step is reused, if that is asked for."""
+        if self._reusing is None:
+            return None
+        verdict: Verdict | None = await self._in_thread(partial(self._reusing.verdict, step, self.books.scope(step)))
+        return verdict
 
     async def _attempt(self, step: Step, stop: Stop) -> Outputs:
         """One try, in a thread. A cancellation (Prefect's time-out) ends the operation, and then undoes it."""
@@ -768,11 +811,13 @@ class Run:
         if step.instruction.op == CHECKPOINT:
             self.workspace.sync()
         self.books.end(result, durable=self._is_costly(step, result))
-        message = result.error.message if result.error else ""
+        message = result.said
         self.observe(RunEvent(EventKind.STEP_FINISHED, step.id, result.op, message, result.status, result.duration_s))
 
     def _is_costly(self, step: Step, result: StepResult) -> bool:
         """Whether running it again would be noticed: by the time it takes, or by what it is."""
+        if result.status is StepStatus.REUSED:
+            return False
         if result.duration_s >= COSTLY_SECONDS or step.instruction.op == CHECKPOINT:
             return True
         effects = self.graph.effects.get(step.id) or effects_of(step, self.books.scope(step))
@@ -803,6 +848,15 @@ class _Relief:
         members[:] = [step for step in members if step.id not in told]
         if not self._bell.done():
             self._bell.set_result(None)
+
+
+def why_none_ran(steps: Sequence[Step], known: Collection[str], ended: Sequence[StepResult]) -> str:
+    """Why none of a batch's steps had to run; empty if one had to. `known` were done before this process came."""
+    reused = [result for result in ended if result.id not in known and result.status is StepStatus.REUSED]
+    if len(known) + len(reused) < len(steps):
+        return ""
+    reasons = list(dict.fromkeys([*(result.reason or "" for result in reused), *([DONE_BEFORE] if known else [])]))
+    return reasons[0] + (f" and {len(reasons) - 1} other reasons" if len(reasons) > 1 else "")
 
 
 def was_cut_short(record: RunRecord) -> bool:

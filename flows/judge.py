@@ -240,6 +240,9 @@ class SetJudge:
         waits |= self._expressions(raw, pointer, visible)
         self._secrets(raw, pointer, visible)
         self._globs(raw, pointer)
+        if raw.get("cache") is True and operation is not None:
+            for message, hint in _never_reused(raw, operation):
+                self.faults.add(f"{pointer}/cache", message, hint=hint)
         if raw.get("op") == CALL and isinstance(parameters, dict):
             CallJudge(self, parameters, f"{pointer}/with").judge()
         inside = replace(visible, item=visible.item or raw.get("for_each") is not None)
@@ -552,6 +555,20 @@ def judge(raw: Raw, faults: Faults, folder: Path | None, trust: Trust, path: Pat
         for each in wording.explain_model(error, raw):
             faults.add(pointer_of(each.parts), each.message)
         raise InvalidSet(faults.placed()) from error
+
+
+def _never_reused(raw: Raw, operation: AnyOperation) -> Iterator[tuple[str, str]]:
+    """Why `cache: true` cannot come to anything here, and what to do about it."""
+    given = raw.get("with")
+    if operation.name == CALL:
+        yield "a call is not reused as a whole", "put `cache` into the set that it calls"
+    elif not (operation.cacheable or operation.pure):
+        yield f"{operation.name} is never reused", "take `cache` out; docs/operations.md says which can be"
+    elif operation.name in STARTS_PROGRAMS and not ("reads" in raw and "writes" in raw):
+        hint = 'declare both, as in "reads": ["src/**"], "writes": ["dist/**"]'
+        yield "only a step that declares `reads` and `writes` can be reused", hint
+    elif raw.get("undo") is not None or (isinstance(given, dict) and given.get("network") is True):
+        yield "what acts outside of the workspace is never reused", "take `cache` out"
 
 
 def _model_of(model: type[Model], raw: object) -> Model | None:

@@ -15,7 +15,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -55,6 +55,7 @@ from quantum_orchestrator.flows.keeping import keep_within
 from quantum_orchestrator.flows.prefect_runner import PrefectRunner
 from quantum_orchestrator.flows.recover import UNDONE, start_again
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, error_json
+from quantum_orchestrator.flows.reusing import Wishes
 from quantum_orchestrator.flows.signals import Signals
 from quantum_orchestrator.flows.telling import TELLING_SECONDS, Telling, log_file, log_to, pages
 
@@ -82,6 +83,8 @@ class RunRequest:
     observers: Sequence[Observer] = field(default_factory=tuple)
     start_at: str | None = None
     """A step from which on everything runs again, of a run that is gone on with."""
+    reuse: Wishes | None = None
+    """Nothing: as the run was begun."""
     predicted: Mapping[str, Any] | None = None
     """What the plan that is run says will change; see `plan_file.predicted_json`."""
 
@@ -237,7 +240,12 @@ def _new_record(request: RunRequest, run_id: str) -> RunRecord:
         status=RunStatus.RUNNING.value,
         document=request.document.model_dump(by_alias=True, mode="json", exclude_unset=True),
         inputs=dict(request.inputs),
-        options={"parallel": request.parallel, "on_failure": request.on_failure, "actor": request.actor},
+        options={
+            "parallel": request.parallel,
+            "on_failure": request.on_failure,
+            "actor": request.actor,
+            "reuse": None if request.reuse is None else asdict(request.reuse),
+        },
         started_at=time.time(),
         pid=os.getpid(),
         predicted=request.predicted,
@@ -354,6 +362,7 @@ def _settings(record: RunRecord, request: RunRequest) -> RunSettings:
         actor=request.actor or default_actor(),
         ask=request.ask,
         secrets=load_secrets,
+        reuse=request.reuse or Wishes(**(record.options.get("reuse") or {})),
     )
 
 

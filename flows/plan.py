@@ -276,7 +276,7 @@ def _own_effects(step: Step, scope: Scope) -> Effects:
         effects = operation.effects(partial_parameters(operation, instruction, scope))
     except Unknown:
         return Effects((EVERYTHING,), (EVERYTHING,), predictable=False)
-    return _narrowed(effects, instruction)
+    return narrowed(effects, instruction)
 
 
 def _effects_of_expansion(step: Step) -> Effects:
@@ -292,7 +292,7 @@ def _effects_of_expansion(step: Step) -> Effects:
     return _union(effects_of(each) for each in inner.steps)
 
 
-def _narrowed(effects: Effects, instruction: Instruction) -> Effects:
+def narrowed(effects: Effects, instruction: Instruction) -> Effects:
     """An instruction's own `reads` and `writes`, where the operation itself cannot know what it touches."""
     reads, writes = effects.reads, effects.writes
     if instruction.reads is not None and EVERYTHING in reads:

@@ -42,7 +42,7 @@ class PrefectRunner:
         self._telling = telling
         self._runs: dict[str, Ended] = {}
 
-    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
+    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
         """See engine.StepRunner."""
         instruction = step.instruction
         options = TaskOptions(
@@ -75,7 +75,7 @@ class PrefectRunner:
         attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
         after: Sequence[str],
         *,
-        reuse: bool,
+        reuse: Callable[[], str],
     ) -> None:
         """See engine.StepRunner. The result holds the members' outputs; a table lists the members."""
 
@@ -86,7 +86,8 @@ class PrefectRunner:
             ended.update(outputs)
             rows = [{"step": step.id, "operation": step.instruction.op, "ended": step.id in outputs} for step in steps]
             await self._telling.tell(lambda: acreate_table_artifact(rows, description=f"{len(steps)} steps"))
-            return done_before(outputs) if reuse else outputs
+            why = reuse()
+            return done_before(outputs, why) if why else outputs
 
         name = f"{steps[0].id} and {len(steps) - 1} more"
         options = TaskOptions(BATCH, name, cache_key(self._run_id, BATCH, {"steps": [step.id for step in steps]}))

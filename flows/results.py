@@ -29,6 +29,10 @@ class StepStatus(StrEnum):
     DEFERRED = "deferred"
 
 
+DONE = (StepStatus.SUCCEEDED, StepStatus.REUSED)
+"""A step that has come to what it was to come to, by running or without."""
+
+
 class RunStatus(StrEnum):
     """How a run stands."""
 
@@ -53,7 +57,8 @@ class RunValues:
 
     def set(self, step_id: str, status: StepStatus, outputs: Mapping[str, Any]) -> None:
         """Record a step's end."""
-        self._results[step_id] = {"status": status.value, "outputs": dict(outputs)}
+        said = StepStatus.SUCCEEDED if status is StepStatus.REUSED else status  # as if it had run
+        self._results[step_id] = {"status": said.value, "outputs": dict(outputs)}
 
     def set_unknown(self, step_id: str) -> None:
         """Record that only a run can tell how the step ends."""
@@ -120,6 +125,8 @@ class StepResult:
     duration_s: float = 0.0
     outputs: Mapping[str, Any] | None = None
     error: QuantumError | None = None
+    reason: str | None = None
+    """Why it was reused, or was not although that was asked for."""
 
     @classmethod
     def of(cls, record: StepRecord) -> StepResult:
@@ -128,7 +135,20 @@ class StepResult:
         if record.error is not None:
             error = RecordedError(record.error["message"], hint=record.error["hint"], kind=record.error["type"])
         status = StepStatus(record.status)
-        return cls(record.id, record.op, status, record.attempts, record.duration, record.outputs, error)
+        reason = REUSED_BEFORE if status is StepStatus.REUSED else None
+        return cls(record.id, record.op, status, record.attempts, record.duration, record.outputs, error, reason)
+
+    @classmethod
+    def reused(cls, step_id: str, op: str, outputs: Mapping[str, Any] | None, reason: str) -> StepResult:
+        """Of a step that need not run."""
+        return cls(step_id, op, StepStatus.REUSED, outputs=outputs, reason=reason)
+
+    @property
+    def said(self) -> str:
+        """What is told with its end."""
+        if self.error is not None:
+            return self.error.message
+        return (self.reason or "") if self.status is StepStatus.REUSED else ""
 
     def record(self) -> StepRecord:
         """For the journal."""
@@ -152,7 +172,12 @@ class StepResult:
             "duration_s": round(self.duration_s, 4),
             "outputs": None if self.outputs is None else dict(self.outputs),
             "error": None if self.error is None else error_json(self.error),
+            "reason": self.reason,
         }
+
+
+REUSED_BEFORE = "inputs unchanged when the run came to it"
+"""What is left to be said of a step's reuse when another process goes on with the run."""
 
 
 class RecordedError(QuantumError):

@@ -23,7 +23,8 @@ from quantum_orchestrator.flows.batching import Batch, has_wishes
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.plan import Graph, Step
 from quantum_orchestrator.flows.prediction import is_wanted
-from quantum_orchestrator.flows.results import EventKind, RunEvent, StepResult, StepStatus
+from quantum_orchestrator.flows.results import DONE, EventKind, RunEvent, StepResult, StepStatus
+from quantum_orchestrator.flows.reusing import Reusing
 from quantum_orchestrator.tasks.operation import CancelToken, Effects
 
 SCRIPT = "script.run"
@@ -43,7 +44,14 @@ class ScriptBatch:
     """One batch of one run's scripts."""
 
     def __init__(
-        self, steps: Sequence[Step], graph: Graph, books: Books, attempts: Attempts, observe: Observer, costly: float
+        self,
+        steps: Sequence[Step],
+        graph: Graph,
+        books: Books,
+        attempts: Attempts,
+        observe: Observer,
+        costly: float,
+        reusing: Reusing | None = None,
     ) -> None:
         """One that has taken `costly` seconds is durable at once."""
         self._waiting = deque(steps)
@@ -52,6 +60,7 @@ class ScriptBatch:
         self._attempts = attempts
         self._observe = observe
         self._costly = costly
+        self._reusing = reusing
         self._stopped: set[str] = set()
         self._output = 0
         self.batch = Batch()
@@ -90,7 +99,7 @@ class ScriptBatch:
             self._stopped.add(step.id)
             return
         recorded = self._books.recorded.get(step.id)
-        if recorded is not None and recorded.status in (StepStatus.SUCCEEDED, StepStatus.SKIPPED):
+        if recorded is not None and recorded.status in (*DONE, StepStatus.SKIPPED):
             result = StepResult.of(recorded)
             self._books.set(result)
             self.batch.ended.append(result)
@@ -111,13 +120,20 @@ class ScriptBatch:
 
     def _result(self, step: Step, token: CancelToken) -> StepResult:
         operation = step.instruction.op
-        if not is_wanted(step, self._books.scope(step)):
+        scope = self._books.scope(step)
+        if not is_wanted(step, scope):
             return StepResult(step.id, operation, StepStatus.SKIPPED)
+        verdict = None if self._reusing is None else self._reusing.verdict(step, scope)
+        if verdict is not None and verdict.reused:
+            return StepResult.reused(step.id, operation, verdict.outputs, verdict.reason)
         result = StepResult(step.id, operation, StepStatus.RUNNING, 1)
         self._books.results[step.id] = result
         self._observe(RunEvent(EventKind.STEP_STARTED, step.id, operation))
         result.outputs = self._attempts.make(step, token)
         result.status = StepStatus.SUCCEEDED
+        if self._reusing is not None and verdict is not None:
+            result.reason = verdict.reason
+            self._reusing.has_run(step, scope, verdict)
         self._output += sum(len(text) for text in result.outputs.values() if isinstance(text, str))
         return result
 
@@ -127,4 +143,4 @@ class ScriptBatch:
         self._books.journal.record_step(self._books.run_id, result.record(), durable=durable)  # it has no intents
         self.batch.ended.append(result)
         kind = EventKind.STEP_FINISHED
-        self._observe(RunEvent(kind, result.id, result.op, "", result.status, result.duration_s))
+        self._observe(RunEvent(kind, result.id, result.op, result.said, result.status, result.duration_s))

@@ -69,7 +69,7 @@ def matching(files: Overlay, folder: str, glob: str) -> list[str]:
     parts = glob_parts(glob)
     start = len(join(folder, "")) if folder != ROOT else 0
     found = below(files, folder, enter=lambda path: not _is_git(path))
-    return sorted(path for path in found if _matches(parts, path[start:]) and files.kind(path) is Kind.FILE)
+    return sorted(path for path in found if matches(parts, path[start:]) and files.kind(path) is Kind.FILE)
 
 
 def glob_parts(glob: str) -> list[re.Pattern[str] | None]:
@@ -86,7 +86,7 @@ def glob_parts(glob: str) -> list[re.Pattern[str] | None]:
     return [None if name == "**" else re.compile(fnmatch.translate(name)) for name in names]
 
 
-def _matches(parts: list[re.Pattern[str] | None], path: str) -> bool:
+def matches(parts: list[re.Pattern[str] | None], path: str) -> bool:
     """Whether the path's names match all parts, by the set of parts that can come next: never exponential."""
     places = _reachable(parts, {0})
     for name in path.split("/"):

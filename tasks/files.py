@@ -134,6 +134,7 @@ class FileWrite(Operation[WriteParameters, Written]):
     symbolic link in the place is an error.
     """
 
+    cacheable = True
     example: ClassVar = {"path": "docs/hello.txt", "content": "Hello\n"}
 
     def effects(self, parameters: WriteParameters) -> Effects:
@@ -300,6 +301,7 @@ class FileSet(Operation[SetParameters, Written]):
     neighbours; `-` adds to an array's end. What cannot be done so is refused.
     """
 
+    cacheable = True
     example_files: ClassVar = {"settings.json": '{"retries": 1}\n'}
     example: ClassVar = {"path": "settings.json", "pointer": "/retries", "value": 3}
 
@@ -339,6 +341,7 @@ class FileRender(Operation[RenderParameters, Written]):
     available, and the newline at the template's end is kept.
     """
 
+    cacheable = True
     example_files: ClassVar = {"greeting.txt.j2": "Hello, {{ name }}!\n"}
     example: ClassVar = {"template": "greeting.txt.j2", "path": "greeting.txt", "values": {"name": "Ada"}}
 
@@ -379,6 +382,7 @@ class FileDelete(Operation[DeleteParameters, Nothing]):
     A folder that is not empty needs `recursive`; links are deleted, never followed.
     """
 
+    cacheable = True
     example_files: ClassVar = {"build/output.txt": ""}
     example: ClassVar = {"path": "build", "recursive": True, "missing_ok": True}
 
@@ -440,6 +444,7 @@ class FileCopy(Operation[TransferParameters, Nothing]):
     Modes and symbolic links are kept. An existing destination is an error without `overwrite`.
     """
 
+    cacheable = True
     example_files: ClassVar = {"template/main.py": ""}
     example: ClassVar = {"source": "template", "destination": "service"}
 
@@ -468,6 +473,7 @@ class MkdirParameters(Parameters):
 class FileMkdir(Operation[MkdirParameters, Nothing]):
     """Make a folder and the ones above it; an existing folder is fine."""
 
+    cacheable = True
     example: ClassVar = {"path": "data/raw"}
 
     def effects(self, parameters: MkdirParameters) -> Effects:
@@ -493,6 +499,7 @@ class ChmodParameters(Parameters):
 class FileChmod(Operation[ChmodParameters, Nothing]):
     """Set the permission bits of a file or folder; symbolic links are not followed."""
 
+    cacheable = True
     example_files: ClassVar = {"tool.sh": "#!/bin/sh\n"}
     example: ClassVar = {"path": "tool.sh", "mode": "0755"}
 
@@ -534,6 +541,7 @@ class FileRead(Operation[ReadParameters, ReadOutputs]):
     Bytes that are not UTF-8 come as `content_base64` instead of `content`.
     """
 
+    cacheable = True
     example_files: ClassVar = {"VERSION": "1.0\n"}
     example: ClassVar = {"path": "VERSION"}
 
@@ -600,6 +608,7 @@ class FileList(Operation[ListParameters, ListOutputs]):
     looked into.
     """
 
+    cacheable = True
     example_files: ClassVar = {"source/main.py": "", "readme.txt": ""}
     example: ClassVar = {"path": ".", "glob": "**/*.py"}
 

@@ -216,6 +216,14 @@ class Operation(ABC, Generic[ParametersT, OutputsT]):
     name: ClassVar[str] = ""
     parameters: ClassVar[type[Parameters]]
     outputs: ClassVar[type[Outputs]]
+    cacheable: ClassVar[bool] = False
+    """Its result may be reused where a set asks for that (`cache: true`). Say so only of an operation whose outputs and
+    effects come from its parameters and from what its effects name alone, and which, run again on what it has left,
+    leaves the same, or refuses because its work is done. What it shows, sends or asks a person is not done again."""
+    pure: ClassVar[bool] = False
+    """The same of one that writes nothing, and is worth reusing without being asked."""
+    relies_on: ClassVar[tuple[str, ...]] = ()
+    """Distributions besides its own whose versions make a difference to its results."""
     example: ClassVar[Mapping[str, Any]] = {}
     """A `with` that works as it stands in a workspace with nothing but `example_files`, for the documents."""
     example_files: ClassVar[Mapping[str, str]] = {}

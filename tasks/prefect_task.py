@@ -83,8 +83,8 @@ class TaskOptions:
     retry_delays: float | Sequence[float] = 0.0
     timeout: float | None = None
     tags: Sequence[str] = ()
-    reuse: bool = False
-    """The journal holds the step's outputs: the attempt only gives them again, and the task run is Cached."""
+    reuse: str = ""
+    """Why it need not run: the attempt only gives outputs that are known, and the task run is Cached."""
 
 
 class Ended(PrefectFuture[None]):
@@ -120,9 +120,9 @@ class Ended(PrefectFuture[None]):
         """Nothing to pass on."""
 
 
-def done_before(outputs: Mapping[str, Any]) -> State[Any]:
-    """The state of a task whose work an earlier process has done, as the journal says."""
-    return Completed(name="Cached", message="done before, says the run's journal", data=outputs)
+def done_before(outputs: Mapping[str, Any], why: str) -> State[Any]:
+    """The state of a task that did not have to run, and why."""
+    return Completed(name="Cached", message=why, data=outputs)
 
 
 async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended]) -> State[Any]:
@@ -137,7 +137,7 @@ async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended
         except Interrupted:
             return Cancelled(message="the run was interrupted")
         if options.reuse:  # Prefect has lost its result, or has it in another place: the journal decides
-            return done_before(outputs)
+            return done_before(outputs, options.reuse)
         return outputs
 
     delays = options.retry_delays if isinstance(options.retry_delays, int | float) else list(options.retry_delays)

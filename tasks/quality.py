@@ -85,6 +85,8 @@ class Format(Operation[FormatParameters, FormatOutputs]):
     All or nothing: a file with a syntax error fails the step, and no other is changed.
     """
 
+    cacheable = True
+    relies_on = ("ruff",)
     example_files: ClassVar[Mapping[str, str]] = {"app.py": "print( 'Hello' )\n"}
     example: ClassVar[Mapping[str, Any]] = {"paths": ["."]}
 
@@ -153,6 +155,8 @@ class LintOutputs(Outputs):
 class Lint(Operation[LintParameters, LintOutputs]):
     """Check Python files with ruff, under the project's configuration, and fix what can safely be fixed."""
 
+    cacheable = True
+    relies_on = ("ruff",)
     example_files: ClassVar[Mapping[str, str]] = {"app.py": 'import os\n\nprint("Hello")\n'}
     example: ClassVar[Mapping[str, Any]] = {"paths": ["."], "fix": True}
 
@@ -317,6 +321,8 @@ class Score(Operation[ScoreParameters, ScoreOutputs]):
     the project counts: the same code has the same score everywhere.
     """
 
+    pure = True
+    relies_on = ("radon", "ruff")
     example_files: ClassVar[Mapping[str, str]] = {"app.py": "def double(number):\n    return 2 * number\n"}
     example: ClassVar[Mapping[str, Any]] = {"paths": ["."]}
 
@@ -495,6 +501,7 @@ class RunTests(Operation[RunTestsParameters, RunTestsOutputs]):
     workspace is an effect of the step.
     """
 
+    cacheable = True
     example: ClassVar[Mapping[str, Any]] = {"argv": ["python", "-c", "assert 1 + 1 == 2"]}
 
     def effects(self, parameters: RunTestsParameters) -> Effects:

@@ -11,6 +11,7 @@ import difflib
 import importlib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import version as installed_version
 
 from quantum_orchestrator.blocks.errors import InvalidInput
 from quantum_orchestrator.tasks.operation import AnyOperation, declared
@@ -60,6 +61,16 @@ def get(name: str) -> AnyOperation:
         hint = f"did you mean {near[0]!r}?" if near else "`qo ops` lists the operations"
         raise UnknownOperation(f"unknown operation {name!r}", hint=hint)
     return declared[name]()
+
+
+@cache
+def version(name: str) -> str:
+    """Which implementation of an operation this is: the packages that its results come from, with their versions."""
+    operation = get(name)
+    package = type(operation).__module__.partition(".")[0]
+    own = {point.dist for point in _points().values() if point.module.partition(".")[0] == package and point.dist}
+    brought = sorted({f"{each.name} {each.version}" for each in own})
+    return ", ".join([*brought, *(f"{each} {installed_version(each)}" for each in operation.relies_on)])
 
 
 def every() -> dict[str, AnyOperation]:

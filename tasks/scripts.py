@@ -89,6 +89,7 @@ class Run(Operation[RunParameters, RunOutputs]):
     QO_IDEMPOTENCY_KEY, the same in every try, and QO_IN_DOUBT=1 where an earlier try may have got through.
     """
 
+    cacheable = True
     example: ClassVar[Mapping[str, Any]] = {"argv": ["sh", "-c", "echo hello > greeting.txt"]}
 
     def effects(self, parameters: RunParameters) -> Effects:

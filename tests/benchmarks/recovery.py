@@ -104,7 +104,7 @@ class _Counting(PlainRunner):
         self._last = last
         self._done = done
 
-    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
+    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
         outputs = await super().run(step, attempt, after, reuse=reuse)
         self._count([step])
         return outputs
@@ -115,7 +115,7 @@ class _Counting(PlainRunner):
         attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
         after: Sequence[str],
         *,
-        reuse: bool,
+        reuse: Callable[[], str],
     ) -> None:
         await super().run_batch(steps, attempt, after, reuse=reuse)
         self._count(steps)

@@ -50,7 +50,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 class PlainRunner:
     """Calls the attempt, again after a failure where the step says so: what Prefect adds is not what is killed here."""
 
-    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
+    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
         for _ in range(step.instruction.retries):
             with contextlib.suppress(QuantumError):
                 return await attempt()
@@ -62,7 +62,7 @@ class PlainRunner:
         attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
         after: Sequence[str],
         *,
-        reuse: bool,
+        reuse: Callable[[], str],
     ) -> None:
         await attempt()
 

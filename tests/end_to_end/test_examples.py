@@ -135,6 +135,24 @@ def nothing_has_changed(ran: Ran) -> None:
     assert "no such column" in ran.document["error"]["message"]
 
 
+def the_second_run_does_what_has_changed(ran: Ran) -> None:
+    folder = ran.root
+    assert [step["status"] for step in ran.document["steps"]] == ["succeeded"] * 5
+    (folder / "draft.md").write_text("# Tea\n\nMilk first.\n")
+    code, document = ran.qo("run", str(FOLDER / "cache.json"))
+    assert code == 0
+    found = {step["id"]: (step["status"], step["reason"]) for step in document["steps"]}
+    unchanged = f"inputs unchanged since run {ran.document['run_id']}"
+    assert found == {
+        "style": ("reused", unchanged),
+        "page": ("succeeded", "draft.md is new"),
+        "site": ("succeeded", "page.html changed"),
+        "count": ("reused", unchanged),
+        "say": ("succeeded", "echo is never reused"),
+    }
+    assert "Milk first." in ran.files["site/page.html"]
+
+
 def approving_carries_on(ran: Ran) -> None:
     assert list(ran.files) == ["RELEASE.md"]
     code, document = ran.qo("approve", ran.document["run_id"])
@@ -239,6 +257,7 @@ EXAMPLES: dict[str, Example] = {
     "inputs.json": Example(inputs_keep_their_types, inputs=("project=shop", "replicas=3")),
     "invalid.json": Example(every_mistake_is_told, code=3, status="invalid"),
     "quality.json": Example(code_is_better),
+    "cache.json": Example(the_second_run_does_what_has_changed),
     "rollback.json": Example(nothing_has_changed, code=1, status="rolled_back"),
     "scripts.json": Example(scripts_have_run),
     "tour.json": Example(package_is_committed, workspace=False),

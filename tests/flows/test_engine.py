@@ -44,7 +44,7 @@ class PlainRunner:
         attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
         after: Sequence[str],
         *,
-        reuse: bool,
+        reuse: Callable[[], str],
     ) -> None:
         self.batches.append([step.id for step in steps])
         await attempt()
@@ -53,7 +53,7 @@ class PlainRunner:
         self.undone.append(name)
         return await work()
 
-    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
+    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
         for number in range(step.instruction.retries + 1):
             try:
                 return await asyncio.wait_for(attempt(), step.instruction.timeout)
@@ -80,7 +80,7 @@ class Bench:
         self.batch_from = BATCH_FROM
 
     def run(self, *instructions: Mapping[str, Any], run_id: str = "r1", **fields: Any) -> Outcome:
-        settings = {name: fields.pop(name) for name in ("approve", "ask", "start_at") if name in fields}
+        settings = {name: fields.pop(name) for name in ("approve", "ask", "start_at", "reuse") if name in fields}
         vault = fields.pop("vault", {})
         settings["secrets"] = lambda names: {name: vault[name] for name in names}
         given = fields.pop("given", {})

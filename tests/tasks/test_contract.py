@@ -27,21 +27,23 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.paths import check_path
 from quantum_orchestrator.blocks.policy import Policy
-from quantum_orchestrator.blocks.tree import Entry, Kind, Tree, ancestors, is_within
+from quantum_orchestrator.blocks.tree import Change, Entry, Kind, Overlay, Tree, ancestors, is_within
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.document import InstructionSet
 from quantum_orchestrator.flows.engine import Attempt, Outcome, Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import InvalidSet, load
+from quantum_orchestrator.flows.judge import STARTS_PROGRAMS
 from quantum_orchestrator.flows.plan import Graph, build, resolved_parameters, values_of
 from quantum_orchestrator.flows.prediction import Prediction, predict
 from quantum_orchestrator.flows.results import RunStatus, StepStatus
 from quantum_orchestrator.flows.schema import document_schema
 from quantum_orchestrator.tasks import registry
-from quantum_orchestrator.tasks.operation import AnyOperation, Effects
+from quantum_orchestrator.tasks.operation import AnyOperation, Context, Effects
 
 OPERATIONS = registry.every()
 of_every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(OPERATIONS))
@@ -194,14 +196,14 @@ class PlainRunner:
         attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
         after: Sequence[str],
         *,
-        reuse: bool,
+        reuse: Callable[[], str],
     ) -> None:
         await attempt()
 
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         return await work()
 
-    async def run(self, step: Any, attempt: Attempt, after: Sequence[str], *, reuse: bool) -> Outputs:
+    async def run(self, step: Any, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
         return await attempt()
 
 
@@ -469,6 +471,35 @@ def test_a_resumed_run_does_not_run_it_again(bench: Bench, monkeypatch: pytest.M
     for step in bench.graph().steps:
         assert ran.count(step.id) == 1
         assert bench.outputs[step.id] == outputs[step.id]
+
+
+# What a program does twice is its author's promise, who declares what it reads and writes.
+REUSABLE = [each for each in OPERATIONS.values() if (each.cacheable or each.pure) and each.name not in STARTS_PROGRAMS]
+
+
+@pytest.mark.parametrize("operation", REUSABLE, ids=lambda each: each.name)
+def test_an_operation_that_can_be_reused_does_the_same_twice_and_no_more_on_what_it_left(bench: Bench) -> None:
+    before = Overlay(bench.workspace.tree)
+    first, second = (_done_to(bench, before) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first[:2] == second[:2]
+    after = Overlay(before)
+    after.apply(*first[1:])
+    again = _done_to(bench, after)
+    assert again is None or again[1] == []  # None: it refuses, as its work is done
+
+
+def _done_to(bench: Bench, tree: Tree) -> tuple[Any, list[Change], Callable[[str], bytes]] | None:
+    """What the operation's example does to a tree: outputs and changes; None if it refuses."""
+    (step,) = bench.graph().steps
+    operation = registry.get(step.instruction.op)
+    layer = Overlay(tree)
+    try:
+        outputs = operation.run(resolved_parameters(step, values_of(step)), Context(layer, policy=bench.policy))
+    except OperationError:
+        return None
+    return outputs, layer.changes(), layer.content_of
 
 
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
