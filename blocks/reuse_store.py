@@ -69,7 +69,11 @@ class ReuseStore:
         if not self.path.exists():
             return {}
         try:
-            with self._connected() as database:
+            with contextlib.closing(
+                sqlite3.connect(f"{self.path.as_uri()}?mode=ro", timeout=1.0, uri=True)
+            ) as database:
+                if database.execute("PRAGMA user_version").fetchone() != (VERSION,):
+                    return {}
                 rows = database.execute("SELECT step, body, sum FROM steps WHERE set_name = ?", (set_name,)).fetchall()
         except _FAILURES:
             return {}
@@ -90,7 +94,7 @@ class ReuseStore:
     def _save(self, set_name: str, rows: Mapping[str, str], used: Iterable[str]) -> None:
         now = time.time()
         kept = [(set_name, step, body, _sum(set_name, step, body), now) for step, body in rows.items()]
-        with self._connected() as database:
+        with self._opened() as database:
             database.execute("BEGIN IMMEDIATE")
             database.executemany("REPLACE INTO steps VALUES (?, ?, ?, ?, ?)", kept)
             marked = [(now, set_name, step) for step in used]
@@ -103,7 +107,7 @@ class ReuseStore:
             database.execute("COMMIT")
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
+    def _opened(self) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(self.path, timeout=1.0, isolation_level=None)) as database:
             if database.execute("PRAGMA user_version").fetchone() != (VERSION,):
                 database.execute("DROP TABLE IF EXISTS steps")  # of a version that knew less, or more

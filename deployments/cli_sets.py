@@ -78,7 +78,7 @@ def plan(
     graph: Annotated[
         GraphFormat | None, Parameter(name="--graph", help="Print the graph of steps as well, in '# ' lines.")
     ] = None,
-    explain: Annotated[bool, Parameter(help="Say why each step waits for another.")] = False,
+    explain: Annotated[bool, Parameter(help="Say why each step waits for another, and why one is not reused.")] = False,
     output: Annotated[
         str | None, Parameter(name=("--output", "-o"), help="Write a plan file, for `qo run --plan`.")
     ] = None,
@@ -147,6 +147,7 @@ def _print_plan(screen: Screen, plan: Plan, graph: GraphFormat | None, explain: 
         lines = planning.step_list(plan)
         if explain:
             lines += [planning.explanation(edge) for edge in plan.graph.edges]
+            lines += planning.reuse_explained(plan)
         if graph is not None:
             lines += GRAPH_FORMATS[graph](plan.graph).splitlines()
         screen.comment(lines)

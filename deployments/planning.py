@@ -17,9 +17,11 @@ from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.diff_json import changes_json as changes_json
 from quantum_orchestrator.blocks.diff_json import counts_json, renames_json
 from quantum_orchestrator.blocks.errors import UsageError
-from quantum_orchestrator.blocks.home import home, refuse_overlap
+from quantum_orchestrator.blocks.home import home, refuse_overlap, workspace_home
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.renames import Rename, find_renames
+from quantum_orchestrator.blocks.snapshot import Exclusions
+from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.blocks.tree import ROOT, Change, Kind, MemoryTree, Tree
 from quantum_orchestrator.blocks.workspace import DiskTree, current_umask
 from quantum_orchestrator.deployments.display import mark
@@ -31,6 +33,8 @@ from quantum_orchestrator.flows.plan import Edge, Graph, Step, build, values_of
 from quantum_orchestrator.flows.plan_file import PlanFile, RecordingTree, predicted_json
 from quantum_orchestrator.flows.prediction import PredictedStep, Prediction, predict
 from quantum_orchestrator.flows.results import StepStatus
+from quantum_orchestrator.flows.reuse import may_be_asked_for
+from quantum_orchestrator.flows.reusing import Memory
 from quantum_orchestrator.tasks.operation import Unknown
 
 MOST_EDGES_NAMED = 5
@@ -83,8 +87,10 @@ def make_plan(document: InstructionSet, inputs: Mapping[str, Any], root: Path) -
     refuse_overlap(root)
     graph = build(document, inputs)
     with tree_of(root) as tree:
-        recording = RecordingTree(tree)
-        prediction = predict(graph, recording, policy=Policy.load(home() / "policy.toml"))
+        policy = Policy.load(home() / "policy.toml")
+        seen, memory = _with_memory(document, graph, root, tree, policy)
+        recording = RecordingTree(seen)
+        prediction = predict(graph, recording, policy=policy, judge=None if memory is None else memory.verdict)
         content_of = _Contents(prediction, tree)
         plan = Plan(
             document,
@@ -98,6 +104,16 @@ def make_plan(document: InstructionSet, inputs: Mapping[str, Any], root: Path) -
         patch = diff.render(plan.changes, content_of, renames=renames)
         counts = diff.statistics(plan.changes, content_of, renames=renames)
     return replace(plan, renames=renames, patch=patch, counts=counts)
+
+
+def _with_memory(
+    document: InstructionSet, graph: Graph, root: Path, tree: Tree, policy: Policy
+) -> tuple[Tree, Memory | None]:
+    """The tree, and what earlier runs there have left to be reused, if any step may ask for it."""
+    if not isinstance(tree, DiskTree) or not may_be_asked_for(document, graph):
+        return tree, None
+    stamped = StampedTree(tree.folder, tree.umask)
+    return stamped, Memory(document, workspace_home(root), stamped, Exclusions(policy.snapshot_exclude))
 
 
 class _Contents:
@@ -152,6 +168,8 @@ def _said(step: PredictedStep) -> str:
         return f"would fail: {step.reason.splitlines()[0] if step.reason else 'no reason given'}"
     if step.status is StepStatus.SKIPPED:
         return f"skipped: {step.reason}"
+    if step.status is StepStatus.REUSED:
+        return f"reused: {step.reason}"
     return f"changes {_paths(tuple(change.path for change in step.changes))}" if step.changes else "changes nothing"
 
 
@@ -168,6 +186,12 @@ def explanation(edge: Edge) -> str:
     """Why one step waits for another."""
     where = f" ({'the whole workspace' if edge.path == ROOT else edge.path})" if edge.path else ""
     return f"{edge.after} waits for {edge.before}: {edge.reason}{where}"
+
+
+def reuse_explained(plan: Plan) -> list[str]:
+    """Why each step that asks for reuse is not reused; that the others are is in the list of steps."""
+    reused = {step.id for step in plan.prediction.steps if step.status is StepStatus.REUSED}
+    return [f"{name} runs: {why}" for name, why in plan.prediction.verdicts.items() if name not in reused]
 
 
 def totals(plan: Plan) -> str:
@@ -227,6 +251,7 @@ def plan_json(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
             {"before": edge.before, "after": edge.after, "reason": edge.reason.value, "path": edge.path}
             for edge in plan.graph.edges
         ]
+        document["reuse"] = dict(plan.prediction.verdicts)
     return document
 
 

@@ -9,7 +9,7 @@ Nothing here writes; the disk is seen only through the tree that is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,11 @@ from quantum_orchestrator.flows.plan import (
     values_of,
 )
 from quantum_orchestrator.flows.results import RunValues, StepStatus
+from quantum_orchestrator.flows.reuse import Verdict
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import Context, Effects, Unknown
+
+Judge = Callable[[Step, expressions.Scope, Tree], Verdict | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class Prediction:
     checkpoints: dict[str, list[Change]] = field(default_factory=dict)
     """The changes up to each checkpoint, by its name."""
 
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """By step, why it is reused, or would not be although that is asked for."""
+
     @property
     def deferred(self) -> list[PredictedStep]:
         """The steps that only a run can tell."""
@@ -78,14 +84,25 @@ class _StepFailed(Exception):
 
 
 def predict(
-    graph: Graph, tree: Tree, *, policy: Policy | None = None, run: Mapping[str, Any] | None = None
+    graph: Graph,
+    tree: Tree,
+    *,
+    policy: Policy | None = None,
+    run: Mapping[str, Any] | None = None,
+    judge: Judge | None = None,
 ) -> Prediction:
-    """Run the graph's steps on an overlay over `tree`, which is only read."""
-    return _DryRun(graph, tree, policy or Policy(), run).predict()
+    """Run the graph's steps on an overlay over `tree`, which is only read.
+
+    `judge` says of a step whether it is reused, if that is asked for, where the tree is as it is when its turn comes.
+    """
+    return _DryRun(graph, tree, policy or Policy(), run, judge).predict()
 
 
 class _DryRun:
-    def __init__(self, graph: Graph, tree: Tree, policy: Policy, run: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, graph: Graph, tree: Tree, policy: Policy, run: Mapping[str, Any] | None, judge: Judge | None
+    ) -> None:
+        self._judge = judge
         self._graph = graph
         self._total = Overlay(tree)
         self._policy = policy
@@ -130,9 +147,15 @@ class _DryRun:
             if step.deferred_expansion:
                 return self._expanded(step)
             effects = effects_of(step, scope)
+            touched = next(self._touches_unknown(effects), None)
+            verdict = None if self._judge is None or touched is not None else self._judge(step, scope, self._total)
+            if verdict is not None:
+                self._prediction.verdicts[step.id] = verdict.reason
+                if verdict.reused:
+                    return self._finish(step, StepStatus.REUSED, outputs=verdict.outputs, reason=verdict.reason)
             if not effects.predictable:
                 return self._deferred(step, effects, "")
-            if touched := next(self._touches_unknown(effects), None):
+            if touched is not None:
                 return self._deferred(step, effects, f"{touched} depends on a deferred step")
             return self._ran(step, scope)
         except Unknown:

@@ -18,8 +18,10 @@ from quantum_orchestrator.blocks.reuse_store import FILE, ReuseStore
 from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.instruction_set import InvalidSet, load
+from quantum_orchestrator.flows.plan import build
+from quantum_orchestrator.flows.prediction import Prediction, predict
 from quantum_orchestrator.flows.results import RunStatus
-from quantum_orchestrator.flows.reusing import Wishes
+from quantum_orchestrator.flows.reusing import Memory, Wishes
 
 
 class Rerun(Bench):
@@ -357,6 +359,33 @@ def test_a_file_of_this_very_moment_is_read_again(tmp_path: Path, monkeypatch: p
         tree.entry("x")
         tree.entry("x")
         assert folder.read_paths == ["x", "x"]
+
+
+# Plans.
+
+
+def planned(bench: Rerun, *instructions: Any) -> Prediction:
+    document = load(json.dumps({"name": "test", "cache": True, "instructions": list(instructions)}).encode())
+    tree = StampedTree(bench.workspace.folder)
+    memory = Memory(document, bench.journal.folder, tree, bench.workspace.is_excluded)
+    return predict(build(document, {}), tree, judge=memory.verdict)
+
+
+def test_a_plan_says_what_would_be_reused_and_why_not(bench: Rerun, counter: Path) -> None:
+    (bench.root / "src").mkdir()
+    (bench.root / "src/a").write_text("a\n")
+    script = shell("s", "cat src/a", reads=["src/**"], writes=[])
+    echo = {"id": "say", "op": "echo", "with": {"message": "${{ steps.s.outputs.stdout }}"}}
+    bench.again(script, echo, copy("c", "src", "lib"))
+    steps = planned(bench, script, echo, copy("c", "src", "lib")).steps
+    assert [step.status.value for step in steps] == ["reused", "succeeded", "reused"]
+    prediction = planned(bench, write("w", "src/a"), script, echo, copy("c", "src", "lib"))
+    assert [step.status.value for step in prediction.steps] == ["succeeded", "deferred", "deferred", "succeeded"]
+    assert prediction.verdicts == {
+        "w": "no committed run is remembered",
+        "s": "src/a changed",
+        "c": "src/a changed",
+    }
 
 
 # Where it cannot work.
