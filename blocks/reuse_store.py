@@ -97,8 +97,9 @@ class ReuseStore:
         with self._opened() as database:
             database.execute("BEGIN IMMEDIATE")
             database.executemany("REPLACE INTO steps VALUES (?, ?, ?, ?, ?)", kept)
-            marked = [(now, set_name, step) for step in used]
-            database.executemany("UPDATE steps SET used_at = ? WHERE set_name = ? AND step = ?", marked)
+            among = "step IN (SELECT value FROM json_each(?))"
+            marked = (now, set_name, json.dumps(list(used)))
+            database.execute(f"UPDATE steps SET used_at = ? WHERE set_name = ? AND {among}", marked)  # noqa: S608
             database.execute("DELETE FROM steps WHERE used_at < ?", (now - KEEP_SECONDS,))
             (count,) = database.execute("SELECT count(*) FROM steps").fetchone()
             if count > MOST_ROWS:

@@ -286,7 +286,8 @@ class Run:
             async with limit:
                 await self._in_thread(partial(self._attempts.load_secrets, self.graph.steps))
                 await self._settle()
-                await self._run_graph(self.graph, None, self._stop)
+                if not await self._reuse_all(self._stop):
+                    await self._run_graph(self.graph, None, self._stop)
             await self._in_thread(self.workspace.sync)
         except ApprovalAwaited as awaited:
             return Outcome(RunStatus.AWAITING_APPROVAL, failed_step=awaited.step.id)
@@ -368,6 +369,26 @@ class Run:
         return self._attempts.redactor.text(printable(text))
 
     # A graph of steps: the set's own, a called set's, the rounds of a list, an error handler's.
+
+    async def _reuse_all(self, stop: Stop) -> bool:
+        """Whether nothing of a large set has to run: its steps then end here, as one batch."""
+        steps, reusing, runner = self.graph.steps, self._reusing, self._runner
+        if runner is None or reusing is None or self.books.recorded or len(steps) < self.settings.batch_from:
+            return False
+        found: list[StepResult] = await self._in_thread(partial(reusing.all_of, steps, self.books))
+        if not found:
+            return False
+
+        async def attempt() -> Mapping[str, Outputs]:
+            records = [result.record() for result in found]
+            await self._in_thread(partial(self.journal.record_steps, self.id, records, durable=False))
+            return {result.id: result.outputs or {} for result in found}
+
+        why = partial(why_none_ran, steps, (), found)
+        await stop.wait(partial(runner.run_batch, steps, attempt, (), reuse=why))
+        for each in found:
+            self.observe(RunEvent(EventKind.STEP_FINISHED, each.id, each.op, each.said, each.status))
+        return True
 
     async def _run_graph(self, graph: Graph, owner: Step | None, stop: Stop) -> None:
         """Run all steps. Raises StepFailed for the failure that comes first one by one, after all others ended."""

@@ -18,7 +18,7 @@ from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.blocks.tree import Entry, Kind, Tree
 from quantum_orchestrator.flows import reuse
 from quantum_orchestrator.flows.attempts import EXPECTED
-from quantum_orchestrator.flows.books import owners
+from quantum_orchestrator.flows.books import Books, owners
 from quantum_orchestrator.flows.document import InstructionSet
 from quantum_orchestrator.flows.expressions import Scope
 from quantum_orchestrator.flows.plan import Graph, Step, narrowed, resolved_parameters
@@ -118,6 +118,23 @@ class Reusing:
         """See Memory; without a tree, the workspace as it is."""
         forced = not self._forced.isdisjoint(owners(step.id)) if self._forced else False
         return self._memory.verdict(step, scope, tree or self.tree, forced=forced)
+
+    def all_of(self, steps: Sequence[Step], books: Books) -> list[StepResult]:
+        """The results of all these steps, in linear order, if every one of them is reused; none otherwise.
+
+        While all are, none has changed what the next one touches: judged now, each is judged as in its turn.
+        """
+        found: list[StepResult] = []
+        for step in steps:
+            plain = not step.deferred_expansion and step.instruction.when is None
+            verdict = self.verdict(step, books.scope(step)) if plain else None
+            if verdict is None or not verdict.reused:
+                for result in found:
+                    del books.results[result.id]
+                return []
+            found.append(StepResult.reused(step.id, step.instruction.op, verdict.outputs, verdict.reason))
+            books.set(found[-1])  # those after it may refer to it
+        return found
 
     def has_run(self, step: Step, scope: Scope, verdict: Verdict, tree: Tree | None = None) -> None:
         """The step was not reused, and has run: note what it has left."""

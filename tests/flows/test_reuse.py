@@ -20,7 +20,7 @@ from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.instruction_set import InvalidSet, load
 from quantum_orchestrator.flows.plan import build
 from quantum_orchestrator.flows.prediction import Prediction, predict
-from quantum_orchestrator.flows.results import RunStatus
+from quantum_orchestrator.flows.results import RunStatus, StepStatus
 from quantum_orchestrator.flows.reusing import Memory, Wishes
 
 
@@ -132,6 +132,25 @@ def test_a_script_that_says_what_it_touches_is_reused(bench: Rerun, counter: Pat
     assert bench.again(*pair, **env(counter)) == {"a": "reused", "s": "reused"}
     assert counter.read_text() == "x\n"
     assert bench.steps()["s"].outputs["changed"] == ["out", "out/all"]  # type: ignore[index]
+
+
+def test_a_large_set_of_which_nothing_has_to_run_is_one_batch(bench: Rerun) -> None:
+    steps = [write("a", "x"), copy("b", "x", "y"), write("c", "${{ steps.b.status }}")]
+    bench.again(*steps)
+    bench.runner.batches.clear()
+    assert bench.again(*steps) == dict.fromkeys("abc", "reused")
+    assert bench.runner.batches == ([["a", "b", "c"]] if bench.batch_from == 2 else [])
+    ends = [(event.step, event.message) for event in bench.events if event.status is StepStatus.REUSED]
+    assert sorted(ends) == [(name, "inputs unchanged since run r1") for name in "abc"]
+    recorded = {step.id: step.status for step in bench.journal.steps("r2").values()}
+    assert recorded == dict.fromkeys("abc", "reused")
+
+
+def test_one_step_that_has_to_run_leaves_the_others_as_they_are(bench: Rerun) -> None:
+    steps = [write("a", "x"), write("b", "y"), write("c", "z")]
+    bench.again(*steps)
+    (bench.root / "z").unlink()
+    assert bench.again(*steps) == {"a": "reused", "b": "reused", "c": "succeeded"}
 
 
 # What is not, and why.
