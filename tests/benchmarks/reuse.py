@@ -19,7 +19,6 @@ from pathlib import Path
 
 from tests.benchmarks.rows import Row
 
-REPETITIONS = 5
 DODO = """
 from pathlib import Path
 
@@ -37,19 +36,20 @@ def task_write():
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The benchmark's own."""
     parser.add_argument("--files", type=int, default=1_000)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--doit", default=shutil.which("doit"), help="the peer's program; without it ours stands alone")
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Measure."""
     with tempfile.TemporaryDirectory(prefix="qo-reuse-") as folder:
-        ours = _ours(Path(folder), options.files)
-        beside = _doit(Path(folder), options.files, options.doit) if options.doit else ours
+        ours = _ours(Path(folder), options.files, options.repeat)
+        beside = _doit(Path(folder), options.files, options.doit, options.repeat) if options.doit else ours
     note = "" if options.doit else "without a peer: name one with --doit"
     yield Row("P12", f"{options.files} writes, nothing changed, run again", ours, beside, 1.0, note)
 
 
-def _ours(folder: Path, files: int) -> float:
+def _ours(folder: Path, files: int, repeat: int) -> float:
     steps = [
         {"id": f"s{n}", "op": "file.write", "with": {"path": f"out/{n // 100}/{n}.txt", "content": f"line {n}\n" * 100}}
         for n in range(files)
@@ -58,22 +58,22 @@ def _ours(folder: Path, files: int) -> float:
     qo = Path(sys.executable).with_name("qo")
     command = [str(qo), "run", str(folder / "set.json"), "--workspace", str(folder / "ours"), "--json"]
     _timed(command, folder)
-    best, said = _best(command, folder)
+    best, said = _best(command, folder, repeat)
     statuses = {step["status"] for step in json.loads(said)["steps"]}
     if statuses != {"reused"}:
         raise SystemExit(f"not everything was reused: {statuses}")
     return best
 
 
-def _doit(folder: Path, files: int, program: str) -> float:
+def _doit(folder: Path, files: int, program: str, repeat: int) -> float:
     (folder / "doit").mkdir()
     (folder / "doit/dodo.py").write_text(DODO.format(files=files))
     _timed([program], folder / "doit")
-    return _best([program], folder / "doit")[0]
+    return _best([program], folder / "doit", repeat)[0]
 
 
-def _best(command: Sequence[str], folder: Path) -> tuple[float, str]:
-    return min((_timed(command, folder) for _ in range(REPETITIONS)), key=lambda each: each[0])
+def _best(command: Sequence[str], folder: Path, repeat: int) -> tuple[float, str]:
+    return min((_timed(command, folder) for _ in range(repeat)), key=lambda each: each[0])
 
 
 def _timed(command: Sequence[str], folder: Path) -> tuple[float, str]:

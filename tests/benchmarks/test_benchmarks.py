@@ -38,3 +38,9 @@ def test_scripts_are_measured_beside_make(user: Path) -> None:
 def test_a_ratio_above_its_floor_is_marked() -> None:
     text = table([Row("P0", "slow", 2.0, 1.0, 1.5), Row("P1", "quick", 1.0, 2.0, 1.5)])
     assert [("!" in line) for line in text.splitlines()] == [False, True, False]
+
+
+def test_a_second_run_is_measured_alone_where_there_is_no_peer(user: Path, prefect_server: object) -> None:
+    (row,) = json.loads(benchmark("reuse", "--files", "3", "--doit", "", "--repeat", "1", "--json"))
+    assert row["id"] == "P12"
+    assert row["ours"] == row["beside"] > 0
