@@ -305,7 +305,10 @@ def step_lines(steps: Iterable[Mapping[str, Any]]) -> list[str]:
     for step in steps:
         tries = f"{step['attempts']} tries" if step["attempts"] > 1 else ""
         took = human_time(step["duration_s"]) if step["attempts"] else ""
-        rows.append([f"{mark(step['status'])} {step['id']}", step["op"], step["status"].replace("_", " "), took, tries])
+        how = step["status"].replace("_", " ")
+        if step["status"] == StepStatus.REUSED and step.get("reason"):
+            how = f"{how}: {step['reason']}"
+        rows.append([f"{mark(step['status'])} {step['id']}", step["op"], how, took, tries])
         if step.get("error"):
             below[len(rows) - 1] = error_lines(step["error"], "    ")
     lines: list[str] = []

@@ -163,7 +163,8 @@ class StepResult:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For reports."""
+        """For reports; `reason` only where reuse is asked for."""
+        reason = {} if self.reason is None else {"reason": self.reason}
         return {
             "id": self.id,
             "op": self.op,
@@ -172,7 +173,7 @@ class StepResult:
             "duration_s": round(self.duration_s, 4),
             "outputs": None if self.outputs is None else dict(self.outputs),
             "error": None if self.error is None else error_json(self.error),
-            "reason": self.reason,
+            **reason,
         }
 
 

@@ -70,6 +70,29 @@ class TestARunThatCommits:
         qo("run", "--plan", "../p.plan").exits(4).says("the workspace has moved on since the plan was made: note.txt")
 
 
+class TestASecondRun:
+    def test_it_reuses_what_has_not_changed_unless_told_otherwise(self, qo: Qo) -> None:
+        again = qo.set(NOTE, cache=True)
+
+        def how(*options: str) -> tuple[str, str]:
+            (step,) = qo("run", again, "--json", *options).exits(0).json["steps"]
+            return step["status"], step.get("reason", "")
+
+        first = qo("run", again, "--json").exits(0).json["run_id"]
+        assert how() == ("reused", f"inputs unchanged since run {first}")
+        assert how("--no-cache") == ("succeeded", "")
+        assert how("--force", "note") == ("succeeded", "forced")
+        said = qo("run", again).exits(0).prints("0 files changed")
+        said.says("✓ note  file.write note.txt  reused: inputs unchanged since run ")
+        qo("show").exits(0).prints("✓ note  file.write  reused: inputs unchanged since run ")
+        (qo.work / "note.txt").unlink()
+        qo("plan", again, "--explain").exits(0).prints("# note runs: note.txt is gone\n")
+
+    def test_a_step_to_be_forced_must_be_one_of_the_set(self, qo: Qo) -> None:
+        qo("run", qo.set(NOTE), "--force", "noet").exits(3).says("did you mean 'note'?")
+        assert qo.files == {}
+
+
 class TestARunThatFails:
     def test_it_is_rolled_back(self, qo: Qo) -> None:
         said = qo("run", qo.set(NOTE, {**GONE, "needs": ["note"]}, {**LOUD, "needs": ["gone"]})).exits(1)

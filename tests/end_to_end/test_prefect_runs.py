@@ -66,6 +66,16 @@ def test_the_flow_is_named_after_the_set_and_its_steps_are_tasks_with_edges(tmp_
     assert upstream == {"a": set(), "b": set(), "c": {ids["a"]}, "d": {ids["b"], ids["c"]}}
 
 
+def test_a_run_of_which_nothing_has_to_run_is_one_all_the_same(tmp_path: Path) -> None:
+    writes = {**SET, "cache": True, "instructions": SET["instructions"][:3]}
+    first = run(writes, tmp_path)
+    document = run(writes, tmp_path)
+    assert (document["status"], document["diff"]["files"]) == ("committed", 0)
+    assert prefect.flow_run(document["flow_run_id"])["state_name"] == "Completed"
+    states = {name: (each["state_name"], each["state"]["message"]) for name, each in task_runs(document, 3).items()}
+    assert states == dict.fromkeys("abc", ("Cached", f"inputs unchanged since run {first['run_id']}"))
+
+
 def test_plan_diff_and_progress_are_artifacts(tmp_path: Path) -> None:
     found = artifacts(run(SET, tmp_path))
     assert set(found) == {"a-set-with-braces-plan", "a-set-with-braces-diff", "a-set-with-braces-progress"}
