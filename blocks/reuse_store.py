@@ -31,6 +31,8 @@ LARGEST_ROW = 2**20
 """Characters; a step with more to remember (outputs that hold whole files) is run again."""
 MOST_ROWS = 100_000
 """In a workspace; beyond that, what was not used for longest is forgotten."""
+MOST_BYTES = 64 * 2**20
+"""The same, of what the rows take."""
 KEEP_SECONDS = 90 * 86_400.0
 """What no run has used for so long is forgotten."""
 _FAILURES = (sqlite3.Error, OSError, UnicodeDecodeError)
@@ -105,6 +107,10 @@ class ReuseStore:
             if count > MOST_ROWS:
                 oldest = "SELECT set_name, step FROM steps ORDER BY used_at LIMIT ?"
                 database.execute(f"DELETE FROM steps WHERE (set_name, step) IN ({oldest})", (count - MOST_ROWS,))  # noqa: S608
+            if _bytes_used(database) > MOST_BYTES:
+                sums = "SELECT set_name, step, sum(length(body)) OVER (ORDER BY used_at DESC, step) AS total FROM steps"
+                beyond = f"SELECT set_name, step FROM ({sums}) WHERE total > ?"  # noqa: S608
+                database.execute(f"DELETE FROM steps WHERE (set_name, step) IN ({beyond})", (MOST_BYTES // 2,))  # noqa: S608
             database.execute("COMMIT")
 
     @contextlib.contextmanager
@@ -160,6 +166,12 @@ def _decoded(state: Mapping[str, list[Any] | None], stamps: dict[str, str]) -> d
         if stamp:
             stamps[path] = stamp
     return found
+
+
+def _bytes_used(database: sqlite3.Connection) -> int:
+    names = ("page_count", "freelist_count", "page_size")
+    pages, free, size = (int(database.execute(f"PRAGMA {name}").fetchone()[0]) for name in names)
+    return (pages - free) * size
 
 
 def _sum(set_name: str, step: str, body: str) -> bytes:

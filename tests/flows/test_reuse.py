@@ -335,6 +335,15 @@ def test_there_is_a_limit_to_what_is_remembered(tmp_path: Path, monkeypatch: pyt
     assert store.load("s") == {"b": "2", "c": "3"}
 
 
+def test_what_was_used_last_stays_where_there_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ReuseStore(tmp_path)
+    store.save("s", {"a": "x" * 400_000})
+    store.save("s", {"b": "x" * 400_000})
+    monkeypatch.setattr(reuse_store, "MOST_BYTES", 1_000_000)
+    store.save("s", {"c": "x" * 400_000})
+    assert list(store.load("s")) == ["c"]
+
+
 # Looking without reading.
 
 
