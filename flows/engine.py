@@ -54,6 +54,7 @@ from quantum_orchestrator.flows.plan import (
     resolved_parameters,
 )
 from quantum_orchestrator.flows.prediction import is_wanted
+from quantum_orchestrator.flows.priorities import best_order
 from quantum_orchestrator.flows.results import (
     DONE,
     TO_CHECKPOINT,
@@ -66,7 +67,7 @@ from quantum_orchestrator.flows.results import (
 )
 from quantum_orchestrator.flows.reuse import Verdict, may_be_asked_for
 from quantum_orchestrator.flows.reusing import Memory, Reusing, Wishes
-from quantum_orchestrator.flows.schedule import ReadyQueue
+from quantum_orchestrator.flows.schedule import ReadyQueue, Seconds
 from quantum_orchestrator.flows.script_batches import RELIEF_SECONDS, ScriptBatch, is_quiet
 from quantum_orchestrator.flows.script_batches import TARGET_SECONDS as SCRIPTS_SECONDS
 from quantum_orchestrator.flows.stopping import Stop, in_a_thread_left_behind
@@ -165,6 +166,8 @@ class RunSettings:
     reuse: Wishes = field(default_factory=Wishes)
     batch_from: int = BATCH_FROM
     """How many steps a set has to have for cheap ones to be done together."""
+    duration_of: Callable[[Step], Seconds] = lambda _step: 1.0
+    """About how long a step takes."""
 
 
 @dataclass(slots=True)
@@ -392,7 +395,7 @@ class Run:
 
     async def _run_graph(self, graph: Graph, owner: Step | None, stop: Stop) -> None:
         """Run all steps. Raises StepFailed for the failure that comes first one by one, after all others ended."""
-        queue = ReadyQueue(graph, parallel=self.settings.parallel, capacity=self._capacity)
+        queue = self._queue(graph)
         running: dict[asyncio.Future[Ends], list[Step]] = {}
         problems: dict[Step, BaseException] = {}
         relief = _Relief(queue)
@@ -416,6 +419,11 @@ class Run:
         stop.check()
         for step in sorted(problems, key=lambda each: graph.position[each.id]):
             raise problems[step]
+
+    def _queue(self, graph: Graph) -> ReadyQueue:
+        parallel, capacity = self.settings.parallel, self._capacity
+        order = best_order(graph, parallel=parallel, capacity=capacity, duration_of=self.settings.duration_of)
+        return ReadyQueue(graph, parallel=parallel, capacity=capacity, priorities=order)
 
     def _ended(
         self, queue: ReadyQueue, group: Sequence[Step], task: asyncio.Future[Ends], problems: dict[Step, BaseException]

@@ -11,10 +11,10 @@ import json
 import sys
 from dataclasses import asdict
 
-from tests.benchmarks import recovery, reuse, scripts
+from tests.benchmarks import recovery, reuse, scheduling, scripts
 from tests.benchmarks.rows import table
 
-BENCHMARKS = {"recovery": recovery, "reuse": reuse, "scripts": scripts}
+BENCHMARKS = {"recovery": recovery, "reuse": reuse, "scheduling": scheduling, "scripts": scripts}
 
 
 def main() -> int:

@@ -44,3 +44,13 @@ def test_a_second_run_is_measured_alone_where_there_is_no_peer(user: Path, prefe
     (row,) = json.loads(benchmark("reuse", "--files", "3", "--doit", "", "--repeat", "1", "--json"))
     assert row["id"] == "P12"
     assert row["ours"] == row["beside"] > 0
+
+
+def test_schedules_are_measured_beside_their_lower_bounds(tmp_path: Path, user: Path) -> None:
+    deps = [("a", 1.0, []), ("b", 5.0, []), ("c", 2.0, ["a"]), ("d", 4.0, ["b"]), ("e", 1.0, ["c", "d"])]
+    tasks = [{"id": name, "runtime": runtime, "deps": before} for name, runtime, before in deps]
+    (tmp_path / "small.json").write_text(json.dumps({"tasks": tasks}))
+    chosen = ("--graphs", str(tmp_path), "--workers", "2", "--real", "0.2", "--json")
+    rows = {row["workload"]: row for row in json.loads(benchmark("scheduling", *chosen))}
+    assert rows["small, 2 workers"]["ours"] == rows["small, 2 workers"]["beside"] == 10.0
+    assert rows["small, 2 workers, really run"]["ours"] >= 0.2

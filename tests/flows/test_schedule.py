@@ -83,3 +83,50 @@ def test_a_stopped_queue_starts_nothing() -> None:
     queue.stop()
     queue.finish("a")
     assert queue.take() == []
+
+
+def test_a_step_that_only_waits_takes_no_place() -> None:
+    steps = graph_of(echo("a"), echo("wait"), echo("b"))
+    queue = ReadyQueue(steps, parallel=1, only_waits=lambda step: step.id == "wait")
+    assert ids(queue.take()) == ["a", "wait"]
+    queue.finish("wait")
+    assert queue.take() == []
+
+
+def test_places_may_become_more_and_fewer_while_steps_run() -> None:
+    queue = ReadyQueue(graph_of(*map(echo, "abcd")), parallel=1)
+    assert ids(queue.take()) == ["a"]
+    queue.parallel = 3
+    assert ids(queue.take()) == ["b", "c"]
+    queue.parallel = 1
+    queue.finish("a")
+    queue.finish("b")
+    assert queue.take() == []
+
+
+def test_fractions_of_a_resource_add_up_to_nothing_when_all_are_given_back() -> None:
+    steps = graph_of(
+        *(echo(f"s{number}", resources={"gpu": 0.1}) for number in range(3)),
+        echo("all", resources={"gpu": 1}, needs=["s0", "s1", "s2"]),
+    )
+    queue = ReadyQueue(steps, parallel=9)
+    for step in queue.take():
+        queue.finish(step.id)
+    assert ids(queue.take()) == ["all"]
+
+
+def test_ten_thousand_steps_that_do_not_fit_are_not_looked_at_one_by_one() -> None:
+    steps = graph_of(*(echo(f"s{number}", resources={"gpu": 1}) for number in range(10_000)))
+    queue = ReadyQueue(steps, parallel=9)
+    looks = 0
+    fit = queue._resources.fit
+
+    def counted(wanted: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return fit(wanted)
+
+    queue._resources.fit = counted  # type: ignore[method-assign]
+    while started := queue.take():
+        queue.finish(started[0].id)
+    assert looks < 30_000
