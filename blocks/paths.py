@@ -46,12 +46,19 @@ def check_path(path: str, *, folder: bool = False) -> str:
 
     With `folder`, the workspace itself, `.`, is fine too. Raises PathRefused naming the path and the rule.
     """
-    if folder and path == ROOT:
+    if (len(path) <= LONGEST_NAME and _PLAIN.fullmatch(path)) or (folder and path == ROOT):
         return path
     complaint = _judge(path)
     if complaint:
         raise PathRefused(f"{shown(path)}: {complaint.what}", hint=complaint.hint)
     return path
+
+
+# What no rule below refuses, told at a glance: of 100,000 paths nearly all are such.
+_PLAIN = re.compile(
+    r"(?i:(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|\Z))[a-z0-9_-](?:[a-z0-9_.-]*[a-z0-9_-])?(?:/(?!\Z)|\Z))+",
+    re.ASCII,
+)
 
 
 @lru_cache(maxsize=16_384)

@@ -44,6 +44,25 @@ def parse_duration(value: object) -> object:
     return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(value))
 
 
+_NO_LIST: list[Any] = []
+_NO_MAP: dict[str, Any] = {}
+
+
+def _empty_list() -> list[Any]:
+    return _NO_LIST
+
+
+def _empty_map() -> dict[str, Any]:
+    return _NO_MAP
+
+
+def _defaulting_to(empty: list[Any] | dict[str, Any], description: str) -> Any:
+    """A field that is empty unless it is given: one object serves all, as models are never changed (a default of
+    Pydantic's would be copied for each of 100,000 instructions)."""
+    factory: Any = _empty_list if isinstance(empty, list) else _empty_map
+    return Field(default_factory=factory, description=description, json_schema_extra={"default": empty})
+
+
 def _no_truth_value(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"expected 1, found {str(value).lower()}")  # True == 1 in Python, not in JSON
@@ -115,6 +134,10 @@ class ErrorHandler(BaseModel):
 class Instruction(BaseModel):
     """One instruction of a set."""
 
+    __slots__ = ("literal",)
+    """The parameters, built, of an instruction whose `with` holds no expression; see `flows/schema.py`. It is unset
+    until somebody has built them, and no part of the document."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
     id: Id = Field(description="Names the step in references, logs and results; unique in its list")
@@ -124,7 +147,7 @@ class Instruction(BaseModel):
         alias="with",
         description="The operation's parameters; a value may be an expression, ${{ inputs.x }}",
     )
-    needs: list[str] = Field(default=[], description="Ids of instructions that must have succeeded before")
+    needs: list[str] = _defaulting_to([], "Ids of instructions that must have succeeded before")
     when: WholeExpression | bool | None = Field(
         default=None, description="The step is skipped unless this expression is true: ${{ inputs.release }}"
     )
@@ -147,8 +170,8 @@ class Instruction(BaseModel):
         description="Whether the step is skipped, with the outputs of an earlier run, while what it reads and what it "
         "left are unchanged; beats the set's `cache`",
     )
-    resources: dict[str, Amount] = Field(
-        default={}, description="What it uses while it runs: cpu (processors), memory (GiB), or a name of yours (of 1)"
+    resources: dict[str, Amount] = _defaulting_to(
+        {}, "What it uses while it runs: cpu (processors), memory (GiB), or a name of yours (of 1)"
     )
     on_error: Literal["fail", "continue"] | ErrorHandler = Field(
         default="fail", description='What a failure leads to: "fail", "continue", or {"run": [instructions]}'
@@ -156,11 +179,9 @@ class Instruction(BaseModel):
     undo: Instruction | None = Field(
         default=None, description="An instruction that makes up for an effect outside the workspace"
     )
-    secrets: list[Variable] = Field(
-        default=[], description="Secrets of the set that this step gets, in its environment only"
-    )
+    secrets: list[Variable] = _defaulting_to([], "Secrets of the set that this step gets, in its environment only")
     description: str = Field(default="", description="For people: what the step is for")
-    tags: list[str] = Field(default=[], description="Tags of the step's task run")
+    tags: list[str] = _defaulting_to([], "Tags of the step's task run")
 
 
 class InstructionSet(BaseModel):

@@ -292,6 +292,17 @@ def texts(value: object) -> Iterator[str]:
             yield from texts(each)
 
 
+def is_literal(value: object) -> bool:
+    """Whether nothing in a value, however deep, could be an expression, so that evaluating it gives it as it is."""
+    if isinstance(value, str):
+        return "${{" not in value
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            if not isinstance(each, int | float) and each is not None and not is_literal(each):
+                return False
+    return True
+
+
 # Evaluating.
 
 

@@ -61,11 +61,24 @@ def dependencies(instruction: Instruction) -> frozenset[str]:
 
     What the instructions in it (`on_error`, `undo`) refer to counts too, but not those instructions themselves.
     """
+    if names_nothing(instruction):
+        return frozenset(instruction.needs)
     parameters = instruction.parameters
     if instruction.op == judge.CALL:
         parameters = {"inputs": parameters.get("inputs", {})}  # the called set's expressions name its own steps
     own = expressions.references([parameters, instruction.when, instruction.for_each]).steps
     return own.union(instruction.needs, _inner_dependencies(instruction))
+
+
+def names_nothing(instruction: Instruction) -> bool:
+    """Whether it is plain to see that the instruction refers to no step but those that it needs."""
+    return (
+        instruction.when is None
+        and instruction.for_each is None
+        and instruction.undo is None
+        and isinstance(instruction.on_error, str)
+        and (getattr(instruction, "literal", None) is not None or expressions.is_literal(instruction.parameters))
+    )
 
 
 def _inner_dependencies(instruction: Instruction) -> frozenset[str]:
@@ -94,5 +107,6 @@ __all__ = [
     "dependencies",
     "load",
     "load_object",
+    "names_nothing",
     "resolve_inputs",
 ]

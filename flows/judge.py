@@ -9,7 +9,7 @@ folder is read, and nothing runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -23,18 +23,25 @@ from quantum_orchestrator.flows.document import CHECKPOINT, Instruction, Instruc
 from quantum_orchestrator.flows.expressions import STEP_FIELDS, Expression, ExpressionError, Names
 from quantum_orchestrator.flows.faults import Faults, InvalidSet, child_pointer, described, pointer_of, shown
 from quantum_orchestrator.flows.reading import Raw
-from quantum_orchestrator.flows.wording import Problem
+from quantum_orchestrator.flows.wording import Parts, Problem
 from quantum_orchestrator.tasks import registry
-from quantum_orchestrator.tasks.operation import AnyOperation
+from quantum_orchestrator.tasks.operation import AnyOperation, Parameters
 
 Model = TypeVar("Model", bound=BaseModel)
 
 CALL = "call"
+Place = tuple[str, str, Parts]
+"""A document's name, the pointer of an instruction's `with` in it, and the way from there; put together when told."""
 EVALUATED = ("with", "when", "for_each")
 """The keys of an instruction whose expressions are evaluated. `reads` and `writes` must be known before."""
 STARTS_PROGRAMS = ("script.run", "quality.test")
 NEEDED_LEVEL = 3
 LATER_OPERATIONS = re.compile(r"llm\..*|quality\.(?:refactor|gate)")
+SIMPLE = frozenset(
+    ("id", "op", "with", "needs", "retries", "retry_delay", "timeout", "resources", "description", "tags", "on_error")
+)
+"""The keys of an instruction that names nothing but what it needs, and holds no other instruction (`on_error` may be
+a word), unless there are expressions in its `with`."""
 MOST_CYCLES = 10
 DEEPEST_CALLS = 16
 MOST_CALLS = 1_000
@@ -76,14 +83,14 @@ class Spellings:
     """The literal paths of a set, to find two that some file systems cannot hold apart."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str] = {}
-        self._first: dict[str, tuple[str, str]] = {}
+        self._first: dict[str, tuple[str, Place]] = {}
+        self._known: set[str] = set()
 
-    def clash(self, path: str, place: str) -> tuple[str, str, str] | None:
+    def clash(self, path: str, place: Place) -> tuple[str, str, Place] | None:
         """Note a path. The part of it that clashes, with the spelling seen before, and where; None if none does."""
         found = None
         while path and path not in self._known:
-            self._known[path] = place
+            self._known.add(path)
             spelling, where = self._first.setdefault(fold(path), (path, place))
             if spelling != path:
                 found = path, spelling, where
@@ -116,7 +123,8 @@ class SetJudge:
             hint = "take the secrets out, or run the set as a trusted one"
             self.faults.add(self._at("secrets"), "an untrusted set gets no secrets", hint=hint, at_key=True)
         visible = Visible({}, _names(raw, "inputs"), _names(raw, "env"), _names(raw, "secrets"))
-        self._list(raw.get("instructions"), self._at("instructions"), visible)
+        models = () if self.model is None else self.model.instructions
+        self._list(raw.get("instructions"), self._at("instructions"), visible, models)
         self._checkpoints()
         if "$schema" in raw or (self.untrusted and raw.get("trust") != Trust.UNTRUSTED):
             completed = {key: value for key, value in raw.items() if key != "$schema"}
@@ -200,8 +208,11 @@ class SetJudge:
 
     # Instructions.
 
-    def _list(self, raw: object, pointer: str, outer: Visible) -> None:
-        """Judge the instructions of a list: the set's, or those that handle a failure."""
+    def _list(self, raw: object, pointer: str, outer: Visible, models: Sequence[Instruction] = ()) -> None:
+        """Judge the instructions of a list: the set's, or those that handle a failure.
+
+        `models` are the instructions as models, where they are right; what they are found to take is kept with them.
+        """
         if not isinstance(raw, list):
             return
         own: dict[str, Raw] = {}
@@ -215,7 +226,7 @@ class SetJudge:
                 self.faults.add(place, f"id {shown(name)} is there twice", hint=f"the first one is {pointer}/{first}")
             own.setdefault(name, each)
         visible = replace(outer, steps={**outer.steps, **own})
-        edges: dict[str, set[str]] = {}
+        waits: list[tuple[str, set[str]]] = []
         for index, each in enumerate(raw):
             if self.faults.full:
                 return
@@ -223,20 +234,37 @@ class SetJudge:
             if not isinstance(each, dict):
                 self.faults.add(place, f"expected an object, found {described(each)}")
                 continue
-            waits = self._instruction(each, place, visible, own)
-            edges.setdefault(str(each.get("id")), set()).update(each for each in waits if each in own)
-        self._cycles(edges, {str(each.get("id")): n for n, each in enumerate(raw) if isinstance(each, dict)}, pointer)
+            waits.append((str(each.get("id")), self._instruction(each, place, visible, own, models[index : index + 1])))
+        if any(named for _, named in waits):
+            edges: dict[str, set[str]] = {}
+            for name, named in waits:
+                edges.setdefault(name, set()).update(each for each in named if each in own)
+            places = {str(each.get("id")): n for n, each in enumerate(raw) if isinstance(each, dict)}
+            self._cycles(edges, places, pointer)
 
-    def _instruction(self, raw: Raw, pointer: str, visible: Visible, own: Mapping[str, Raw]) -> set[str]:
+    def _instruction(
+        self,
+        raw: Raw,
+        pointer: str,
+        visible: Visible,
+        own: Mapping[str, Raw],
+        model: Sequence[Instruction] = (),
+    ) -> set[str]:
         """Judge one instruction. Gives the ids of what it waits for."""
         if self.model is None and _model_of(Instruction, raw) is None:
             shallow = {**raw, **_without_inner(raw)}
             self._explain(schema.instruction_validator().iter_errors(shallow), Instruction, shallow, pointer)
         operation = self._operation(raw.get("op"), pointer)
         parameters = raw.get("with", {})
+        built = None
         if operation is not None and isinstance(parameters, dict):
-            self._parameters(operation, parameters, pointer, given="with" in raw)
+            built = self._parameters(operation, parameters, pointer, given="with" in raw)
         waits = self._needs(raw, pointer, own)
+        if built is not None and raw.get("op") != CALL and expressions.is_literal(parameters):
+            for each in model:
+                schema.keep_literal(each, built)
+            if raw.keys() <= SIMPLE and not isinstance(raw.get("on_error"), dict):
+                return waits
         waits |= self._expressions(raw, pointer, visible)
         self._secrets(raw, pointer, visible)
         self._globs(raw, pointer)
@@ -291,29 +319,30 @@ class SetJudge:
             return "this version does not have it yet"
         return self.faults.nearest(name, registry.every()) or "`qo ops` lists the operations"
 
-    def _parameters(self, operation: AnyOperation, parameters: Raw, pointer: str, *, given: bool) -> None:
+    def _parameters(self, operation: AnyOperation, parameters: Raw, pointer: str, *, given: bool) -> Parameters | None:
+        """Judge the parameters. What they are once built, where they are right as they stand."""
         judge = schema.schema_of(operation)
-        problems = judge.problems(parameters, self.faults.nearest)
+        built, problems = judge.judge(parameters, self.faults.nearest)
         refused = set()
         for parts, path, kind in judge.paths.find(parameters) if operation.name != CALL else ():
-            if not expressions.holds_expression(path) and not self._path(
-                path, kind, f"{pointer}/with{pointer_of(parts)}"
-            ):
+            if not expressions.holds_expression(path) and not self._path(path, kind, pointer, parts):
                 refused.add(parts)
         others = [each for each in problems if each.parts not in refused]  # a model may judge its paths too
         self._note(others, f"{pointer}/with" if given else pointer)
+        return None if refused else built
 
-    def _path(self, path: str, kind: schema.PathFormat, pointer: str) -> bool:
-        """Judge a literal path. Whether its spelling is fine."""
+    def _path(self, path: str, kind: schema.PathFormat, pointer: str, parts: Parts) -> bool:
+        """Judge a literal path in an instruction's `with`. Whether its spelling is fine."""
         problem = schema.path_problem(path, kind)
         if problem:
-            self.faults.add(pointer, problem[0], hint=problem[1])
+            self.faults.add(f"{pointer}/with{pointer_of(parts)}", problem[0], hint=problem[1])
             return False
-        clash = self.shared.spellings.clash(path, f"{self.faults.file} {pointer}")
+        clash = self.shared.spellings.clash(path, (self.faults.file, pointer, parts))
         if clash:
-            mine, other, where = clash
+            mine, other, (file, instruction, way) = clash
             message = f"{shown(mine)} and {shown(other)} differ only in letter case or Unicode form"
-            self.faults.add(pointer, message, hint=f"write both alike; the other one is at {where}")
+            hint = f"write both alike; the other one is at {file} {instruction}/with{pointer_of(way)}"
+            self.faults.add(f"{pointer}/with{pointer_of(parts)}", message, hint=hint)
         return True
 
     def _needs(self, raw: Raw, pointer: str, own: Mapping[str, Raw]) -> set[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -27,8 +27,8 @@ from quantum_orchestrator.flows import expressions
 from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Order
 from quantum_orchestrator.flows.expressions import MISSING, Scope
 from quantum_orchestrator.flows.inputs import resolve_inputs
-from quantum_orchestrator.flows.instruction_set import dependencies
-from quantum_orchestrator.flows.schema import build_parameters
+from quantum_orchestrator.flows.instruction_set import dependencies, names_nothing
+from quantum_orchestrator.flows.schema import build_parameters, literal_parameters
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import (
     EVERYTHING,
@@ -106,6 +106,8 @@ class Step:
         yield from self.inherited
         for name in self.instruction.needs:
             yield self.scope.prefix + name, Reason.NEEDS
+        if names_nothing(self.instruction):
+            return
         for name in sorted(dependencies(self.instruction) - set(self.instruction.needs)):
             yield self.scope.prefix + name, Reason.REFERENCE
 
@@ -185,14 +187,15 @@ def handler_steps(step: Step, handler: ErrorHandler) -> Expansion:
 
 
 def _expand(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any] | None, expansion: Expansion) -> None:
+    if step.instruction.op != "call" and not step.is_list:
+        expansion.steps.append(step)
+        return
     inner = Expansion()
     try:
         if step.is_list:
             _expand_list(step, steps, run, inner)
-        elif step.instruction.op == "call":
-            _expand_call(_one_that_cannot_fail_alone(step), values_of(step, steps, run), inner)
         else:
-            inner.steps.append(step)
+            _expand_call(_one_that_cannot_fail_alone(step), values_of(step, steps, run), inner)
     except Unknown:
         expansion.steps.append(replace(step, deferred_expansion=True))
         return
@@ -239,12 +242,18 @@ def resolved_parameters(step: Step, scope: Scope) -> Parameters:
 
     Raises Unknown where one cannot be yet, and OperationError where a value turns out wrong.
     """
+    literal = literal_parameters(step.instruction)
+    if literal is not None:
+        return literal
     values = {name: expressions.evaluate(value, scope) for name, value in step.instruction.parameters.items()}
     return build_parameters(registry.get(step.instruction.op), values)
 
 
 def partial_parameters(operation: AnyOperation, instruction: Instruction, scope: Scope) -> Parameters:
     """Parameters in which what is not known yet is UNKNOWN; using such a one raises Unknown."""
+    literal = literal_parameters(instruction)
+    if literal is not None:
+        return literal
     known: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for name, value in instruction.parameters.items():
@@ -259,8 +268,7 @@ def partial_parameters(operation: AnyOperation, instruction: Instruction, scope:
 
 def effects_of(step: Step, scope: Scope | None = None) -> Effects:
     """What the step may touch: its own operation, the steps it will become, and its error handler."""
-    scope = scope or values_of(step)
-    effects = _own_effects(step, scope)
+    effects = _own_effects(step, scope or values_of(step))
     handler = step.instruction.on_error
     if isinstance(handler, ErrorHandler):
         effects = _union([effects, *(effects_of(inner) for inner in handler_steps(step, handler).steps)])
@@ -294,6 +302,8 @@ def _effects_of_expansion(step: Step) -> Effects:
 
 def narrowed(effects: Effects, instruction: Instruction) -> Effects:
     """An instruction's own `reads` and `writes`, where the operation itself cannot know what it touches."""
+    if instruction.reads is None and instruction.writes is None:
+        return effects
     reads, writes = effects.reads, effects.writes
     if instruction.reads is not None and EVERYTHING in reads:
         reads = tuple(access_of_glob(glob) for glob in instruction.reads)
@@ -337,16 +347,22 @@ class Graph:
     effects: dict[str, Effects]
     groups: dict[str, list[str]]
     position: dict[str, int] = field(init=False)
-    predecessors: dict[str, set[str]] = field(init=False)
-    successors: dict[str, set[str]] = field(init=False)
+    predecessors: dict[str, Set[str]] = field(init=False)
+    successors: dict[str, Set[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.position = {step.id: number for number, step in enumerate(self.steps)}
-        self.predecessors = {step.id: set() for step in self.steps}
-        self.successors = {step.id: set() for step in self.steps}
+        before: dict[str, set[str]] = {}
+        after: dict[str, set[str]] = {}
         for edge in self.edges:
-            self.predecessors[edge.after].add(edge.before)
-            self.successors[edge.before].add(edge.after)
+            before.setdefault(edge.after, set()).add(edge.before)
+            after.setdefault(edge.before, set()).add(edge.after)
+        self.predecessors = {step_id: before.get(step_id, _NO_STEPS) for step_id in self.position}
+        self.successors = {step_id: after.get(step_id, _NO_STEPS) for step_id in self.position}
+
+
+_NO_STEPS: frozenset[str] = frozenset()
+"""Most steps of a large set wait for none: one object serves all."""
 
 
 class CycleError(InvalidInput):
@@ -420,6 +436,8 @@ def _irreversible(steps: Sequence[Step], effects: Mapping[str, Effects], explici
 
 def _linear(steps: Sequence[Step], edges: Sequence[Edge], last: set[str]) -> list[Step]:
     """Document order, changed as little as the edges ask for; `last` come after all others."""
+    if not edges and not last:
+        return list(steps)
     position = {step.id: (step.id in last, number) for number, step in enumerate(steps)}
     by_id = {step.id: step for step in steps}
     blockers = dict.fromkeys(by_id, 0)
@@ -453,14 +471,46 @@ def _ring(blockers: Mapping[str, int], edges: Sequence[Edge]) -> list[str]:
     return [start, *reversed(path[path.index(start) :])]
 
 
-@dataclass(slots=True)
-class _Place:
-    """Who touched a path since it was last written as a whole."""
+_NOBODY: list[str] = []
+_NOTHING_BELOW: dict[str, Any] = {}
 
-    children: dict[str, _Place] = field(default_factory=dict)
-    writer: str | None = None
-    readers: list[str] = field(default_factory=list)
-    makers: list[str] = field(default_factory=list)
+
+class _Place:
+    """Who touched a path since it was last written as a whole. Most are leaves, with one writer and nothing else."""
+
+    __slots__ = ("children", "makers", "readers", "writer")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Place] = _NOTHING_BELOW
+        self.writer: str | None = None
+        self.readers: list[str] = _NOBODY
+        self.makers: list[str] = _NOBODY
+
+    def child(self, name: str) -> _Place:
+        """The place of that name in it, made where it is missing."""
+        if self.children is _NOTHING_BELOW:
+            self.children = {}
+        found = self.children.get(name)
+        if found is None:
+            found = self.children[name] = _Place()
+        return found
+
+    def read(self, step_id: str) -> None:
+        """One more reads it."""
+        self.readers = [step_id] if self.readers is _NOBODY else self.readers
+        if self.readers[-1] != step_id:
+            self.readers.append(step_id)
+
+    def made(self, step_id: str) -> None:
+        """One more makes it."""
+        self.makers = [step_id] if self.makers is _NOBODY else self.makers
+        if self.makers[-1] != step_id:
+            self.makers.append(step_id)
+
+    def written(self, step_id: str) -> None:
+        """What came before is superseded."""
+        self.writer = step_id
+        self.children, self.readers, self.makers = _NOTHING_BELOW, _NOBODY, _NOBODY
 
 
 class _Hazards:
@@ -505,13 +555,11 @@ class _Hazards:
 
     def _record(self, step_id: str, effects: Effects) -> None:
         for access in effects.reads:
-            self._place(access.path).readers.append(step_id)
+            self._place(access.path).read(step_id)
         for path in effects.makes:
-            self._place(path).makers.append(step_id)
+            self._place(path).made(step_id)
         for access in effects.writes:
-            place = self._place(access.path)
-            place.children, place.readers, place.makers = {}, [], []
-            place.writer = step_id
+            self._place(access.path).written(step_id)
 
     def _wait_to_read(self, step_id: str, path: str) -> None:
         above, here = self._way(path)
@@ -566,7 +614,7 @@ class _Hazards:
         place = self._root
         if path != ROOT:
             for part in path.split("/"):
-                place = place.children.setdefault(part, _Place())
+                place = place.child(part)
         return place
 
 

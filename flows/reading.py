@@ -19,6 +19,7 @@ LARGEST = 16 * 1024 * 1024
 DEEPEST = 64
 Raw = dict[str, Any]
 _LARGEST_WHOLE = 2**63
+_CONTAINERS = frozenset({dict, list})
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -141,15 +142,14 @@ def _explain_syntax(text: str, file: str) -> None:
         raise _only(file, line, column, error.message, error.hint) from error
 
 
-def _is_too_deep(value: object) -> bool:
-    level = [value]
+def _is_too_deep(value: Any) -> bool:
+    level = [value] if type(value) in _CONTAINERS else []
     for _ in range(DEEPEST):
         level = [
             child
             for each in level
-            if isinstance(each, dict | list)
-            for child in (each.values() if isinstance(each, dict) else each)
-            if isinstance(child, dict | list)
+            for child in (each.values() if type(each) is dict else each)
+            if type(child) in _CONTAINERS
         ]
         if not level:
             return False

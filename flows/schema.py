@@ -9,7 +9,9 @@ in its place. This module compares values with schemas; what needs more than the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +22,7 @@ from quantum_orchestrator.blocks.errors import OperationError, PathRefused
 from quantum_orchestrator.blocks.paths import check_path
 from quantum_orchestrator.flows import document, wording
 from quantum_orchestrator.flows.document import Instruction, InstructionSet
-from quantum_orchestrator.flows.expressions import as_text, holds_expression
+from quantum_orchestrator.flows.expressions import as_text, holds_expression, is_literal, texts
 from quantum_orchestrator.flows.faults import nearest
 from quantum_orchestrator.flows.wording import Nearest, Parts, Problem
 from quantum_orchestrator.tasks import registry
@@ -152,6 +154,7 @@ def _renamed(schema: Schema, prefix: str) -> Schema:
 # Judging parameters.
 
 PathFormat = Literal["workspace-path", "workspace-folder", "workspace-glob"]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PATH_FORMATS = ("workspace-path", "workspace-folder", "workspace-glob")
 
 
@@ -163,17 +166,30 @@ class PathPlaces:
     named: Mapping[str, PathPlaces] | None = None
     each: PathPlaces | None = None
 
-    def find(self, value: object, parts: Parts = ()) -> Iterator[tuple[Parts, str, PathFormat]]:
+    @cached_property
+    def _plain(self) -> tuple[tuple[str, PathFormat], ...] | None:
+        """The names with paths, where nothing but a text can stand under them: most operations have only such."""
+        named = (self.named or {}).items()
+        if self.format or self.each or any(places.named or places.each for _, places in named):
+            return None
+        return tuple((name, places.format) for name, places in named if places.format)
+
+    def find(self, value: object, parts: Parts = ()) -> Iterable[tuple[Parts, str, PathFormat]]:
         """Every path in a value, with where it stands and what kind of path it is."""
+        if self._plain is None or not isinstance(value, dict):
+            return self._find(value, parts)
+        return [((*parts, name), value[name], kind) for name, kind in self._plain if isinstance(value.get(name), str)]
+
+    def _find(self, value: object, parts: Parts) -> Iterator[tuple[Parts, str, PathFormat]]:
         if self.format and isinstance(value, str):
             yield parts, value, self.format
         if self.named and isinstance(value, dict):
             for name, places in self.named.items():
                 if name in value:
-                    yield from places.find(value[name], (*parts, name))
+                    yield from places._find(value[name], (*parts, name))  # noqa: SLF001
         if self.each and isinstance(value, list | dict):
             for key, item in enumerate(value) if isinstance(value, list) else value.items():
-                yield from self.each.find(item, (*parts, key))
+                yield from self.each._find(item, (*parts, key))  # noqa: SLF001
 
     def __bool__(self) -> bool:
         return bool(self.format or self.named or self.each)
@@ -199,6 +215,13 @@ def _path_places(schema: Schema, definitions: Schema, seen: frozenset[str] = fro
     return found
 
 
+def _reads_alike(value: object) -> bool:
+    """Whether a strict model makes the same of a value as it is and of its JSON: a scalar that JSON can spell."""
+    if isinstance(value, str):
+        return value.isascii() or not _SURROGATE.search(value)
+    return value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
 class OperationSchema:
     """One operation's parameters, judged quickly when they are right and in words when they are not."""
 
@@ -221,14 +244,34 @@ class OperationSchema:
         definitions = {**self.definitions, "Expression": EXPRESSION_DEFINITION}
         return validator({"$ref": f"#/$defs/{self.operation.name}", "$defs": definitions})
 
-    def problems(self, values: Mapping[str, Any], near: Nearest = nearest) -> list[Problem]:
-        """What is wrong with the parameters as a document has them, expressions included; paths are not judged."""
+    def judge(self, values: dict[str, Any], near: Nearest = nearest) -> tuple[Parameters | None, list[Problem]]:
+        """The parameters as a document has them, expressions not evaluated; where they are wrong, why.
+
+        Expressions are admitted: None with no problems is for parameters that only a run can build. Paths are judged
+        by their model only.
+        """
         try:
-            self.model.model_validate_json(json.dumps(values))
+            return self.validated(values), []
         except ValidationError as error:
             found = wording.explain(self._validator.iter_errors(values), near)
-            return found + self._further(error, values, found)
-        return []
+            return None, found + self._further(error, values, found)
+
+    def problems(self, values: dict[str, Any], near: Nearest = nearest) -> list[Problem]:
+        """What is wrong with the parameters as a document has them, expressions included; paths are not judged."""
+        return self.judge(values, near)[1]
+
+    def validated(self, values: dict[str, Any]) -> Parameters:
+        """The parameters, as the model reads JSON. Raises ValidationError.
+
+        Where all values are plain, the model reads them as they are: what it takes so, it takes as JSON as well, and
+        makes the same of it (tests/flows/test_schema.py); only then their texts need no copies.
+        """
+        if all(map(_reads_alike, values.values())):
+            try:
+                return self.model.model_validate(values)
+            except ValidationError:
+                pass  # it may be right as JSON: a text for a choice, a number for an enumeration
+        return self.model.model_validate_json(json.dumps(values))
 
     def _further(self, error: ValidationError, values: Mapping[str, Any], found: list[Problem]) -> list[Problem]:
         """What the model finds and the schema does not say. Where an expression stands, only a run can tell."""
@@ -244,16 +287,17 @@ class OperationSchema:
 
         What an expression gave for a text becomes text. Raises OperationError with every problem, and PathRefused.
         """
+        values = dict(values)
         for _, path, kind in self.paths.find(values):
             check_path(path, folder=kind != "workspace-path")
         try:
-            return self._validated(dict(values))
+            return self._validated(values)
         except ValidationError as error:
             raise self._refused(error, values) from error
 
     def _validated(self, values: dict[str, Any]) -> Parameters:
         try:
-            return self.model.model_validate_json(json.dumps(values))
+            return self.validated(values)
         except ValidationError as error:
             texts = [each["loc"] for each in error.errors(include_url=False) if each["type"] == "string_type"]
             if not texts:
@@ -285,11 +329,7 @@ def _replaced(value: Any, location: tuple[str | int, ...], change: Callable[[Any
 
 
 def _has_expression(value: object) -> bool:
-    if isinstance(value, str):
-        return holds_expression(value)
-    if isinstance(value, list | dict):
-        return any(map(_has_expression, value.values() if isinstance(value, dict) else value))
-    return False
+    return any(map(holds_expression, texts(value)))
 
 
 def _at(parts: Parts, value: Any) -> object:
@@ -311,6 +351,28 @@ def schema_of(operation: AnyOperation) -> OperationSchema:
 def build_parameters(operation: AnyOperation, values: Mapping[str, Any]) -> Parameters:
     """See OperationSchema.build."""
     return schema_of(operation).build(values)
+
+
+# Parameters without expressions are built once, and kept with their instruction: judging, planning and running need
+# the same ones.
+
+
+def literal_parameters(instruction: Instruction) -> Parameters | None:
+    """The parameters of an instruction that needs no evaluation; None where an expression stands in them.
+
+    Raises as OperationSchema.build does.
+    """
+    known: Parameters | None = getattr(instruction, "literal", None)
+    if known is not None or not is_literal(instruction.parameters):
+        return known
+    built = build_parameters(registry.get(instruction.op), instruction.parameters)
+    keep_literal(instruction, built)
+    return built
+
+
+def keep_literal(instruction: Instruction, built: Parameters) -> None:
+    """These are its parameters, and they hold no expression."""
+    object.__setattr__(instruction, "literal", built)
 
 
 # Judging what is around the parameters.

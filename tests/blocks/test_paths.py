@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantum_orchestrator.blocks import paths
 from quantum_orchestrator.blocks.errors import PathRefused
 from quantum_orchestrator.blocks.paths import LONGEST_NAME, LONGEST_PATH, check_path, fold, shown
 
@@ -29,6 +30,15 @@ ORDINARY = [
     "console.py",
     "auxiliary/nullable/com10",
 ]
+
+
+NAMES = ["a", "C", "on", "1", ".", "-", "_", "/", "~", ":", " ", "con", "NUL", "git", ".git", "com1", "é", "\n", "\\"]
+
+
+@given(st.lists(st.sampled_from(NAMES), max_size=7).map("".join))
+def test_what_is_taken_at_a_glance_no_rule_refuses(path: str) -> None:
+    if paths._PLAIN.fullmatch(path):
+        assert paths._judge(path) is None
 
 
 @pytest.mark.parametrize("path", ORDINARY)

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from quantum_orchestrator.flows import judge, schema
 from quantum_orchestrator.flows.instruction_set import (
     ErrorHandler,
     Fault,
@@ -951,3 +953,60 @@ def test_loading_imports_nothing_heavy() -> None:
         "assert time.process_time() < 0.6, time.process_time()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What is skipped because nothing can be found there.
+
+
+WITHS: list[Raw] = [
+    {"path": "a.txt", "content": "x"},
+    {"path": "A.txt", "content": "x"},
+    {"path": "sub/é.txt", "content": "x"},
+    {"path": "../up", "content": "x"},
+    {"path": "a.txt", "content": 3},
+    {"path": "a.txt", "content": "${{ steps.s1.status }}"},
+    {"path": "${{ inputs.none }}", "content": "$${{ x"},
+    {"path": "a.txt", "content": "x", "mode": "0644"},
+    {"path": "a.txt"},
+    {},
+]
+KEYS: list[Raw] = [
+    {"needs": ["s0"]},
+    {"needs": ["s1", "gone"]},
+    {"when": "${{ steps.s2.status == 'failed' }}"},
+    {"for_each": ["x", "${{ item }}"]},
+    {"on_error": {"run": [a_write("h", "handled.txt", needs=["gone"])]}},
+    {"on_error": "continue"},
+    {"undo": a_write("u", "${{ steps.gone.status }}")},
+    {"secrets": ["NONE"]},
+    {"reads": ["${{ x }}", "../y"]},
+    {"retries": -1},
+    {"timeout": "5 m"},
+    {"tags": ["t"], "description": "d"},
+    {"unknown": 1},
+]
+
+
+def outcome_of(document: Raw) -> object:
+    try:
+        return load_raw(document)
+    except InvalidSet as invalid:
+        return invalid.as_json()
+
+
+def test_no_fault_is_overlooked_where_judging_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Random(6)
+    documents = []
+    for _ in range(150):
+        withs = [*WITHS[:1] * 20, *WITHS]
+        steps = [{"id": f"s{n}", "op": "file.write", "with": chosen.choice(withs)} for n in range(3)]
+        for each in chosen.sample(steps, chosen.choice([0, 1, 2])):
+            each |= chosen.choice(KEYS)
+        for each in chosen.sample(steps, chosen.choice([0, 0, 1])):
+            each |= chosen.choice([{"op": "file.wirte"}, {"op": "echo"}, {"with": {"message": "hi"}, "op": "echo"}])
+        documents.append(a_set(*steps))
+    short = [outcome_of(each) for each in documents]
+    assert 10 < sum(isinstance(each, InstructionSet) for each in short) < 140
+    monkeypatch.setattr(judge, "SIMPLE", frozenset())
+    monkeypatch.setattr(schema, "_reads_alike", lambda _value: False)
+    assert [outcome_of(each) for each in documents] == short

@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from quantum_orchestrator.blocks.errors import OperationError, PathRefused
 from quantum_orchestrator.flows.instruction_set import InstructionSet, InvalidSet, load
-from quantum_orchestrator.flows.schema import OperationSchema, build_parameters, document_schema
+from quantum_orchestrator.flows.schema import OperationSchema, _reads_alike, build_parameters, document_schema
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import (
     Context,
@@ -290,6 +290,32 @@ def test_parameters_that_turn_out_wrong_are_refused_in_words(sample: Sample) -> 
         build_parameters(sample, {"text": "x", "number": "x"})
     with pytest.raises(PathRefused):
         build_parameters(sample, {"text": "x", "folders": {"a": "../up"}})
+
+
+SCALARS = [None, True, False, 0, 1, -1, 2**70, 1.0, 0.5, "", "x", "a/b", "../x", "0644", "é", "1", "true", "if-missing"]
+
+
+@pytest.mark.parametrize("name", sorted(registry.every()))
+def test_what_a_model_takes_as_it_is_it_takes_as_json_and_makes_the_same_of_it(name: str) -> None:
+    model, example = registry.get(name).parameters, dict(registry.get(name).example)
+    names = [info.alias or field for field, info in model.model_fields.items()]
+    taken = 0
+    for values in ({**example, each: value} for each in names for value in SCALARS):
+        try:
+            as_it_is = model.model_validate(values)
+        except ValidationError:
+            continue
+        as_json = model.model_validate_json(json.dumps(values))
+        assert as_it_is == as_json
+        assert as_it_is.model_fields_set == as_json.model_fields_set
+        assert repr(as_it_is) == repr(as_json)
+        taken += 1
+    assert taken or not names or not all(map(_reads_alike, example.values()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", ["x"], {"x": 1}])
+def test_what_json_spells_otherwise_or_not_at_all_is_read_as_json(value: object) -> None:
+    assert not _reads_alike(value)
 
 
 def test_the_models_schema_can_describe_a_parameter_of_a_flow() -> None:
