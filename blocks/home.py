@@ -15,6 +15,7 @@ import shlex
 from pathlib import Path
 
 from quantum_orchestrator.blocks.errors import StateError, UsageError
+from quantum_orchestrator.blocks.location import location
 
 RUN_ROOT = "QO_RUN_ROOT"
 """The variable that tells a script in which workspace the run is that it belongs to."""
@@ -69,19 +70,10 @@ def private_folder(folder: Path) -> Path:
 
 
 def _location() -> Path:
-    if chosen := os.environ.get("QO_HOME"):
-        return Path(os.path.abspath(_expanded(chosen)))  # noqa: PTH100 - absolute, and without "..", links kept
-    state = os.environ.get("XDG_STATE_HOME", "")
-    # A relative XDG path is to be ignored: XDG Base Directory Specification, "Basics".
-    base = Path(state) if state.startswith("/") else _expanded("~/.local/state")
-    return base / "quantum-orchestrator"
-
-
-def _expanded(path: str) -> Path:
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise StateError(f"the state folder {path} cannot be found: {error}", hint=_HINT) from error
+        return Path(location(os.environ))
+    except ValueError as error:
+        raise StateError(f"the state folder {error} cannot be found: there is no such home", hint=_HINT) from error
 
 
 def refuse_overlap(root: Path) -> None:

@@ -24,6 +24,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from quantum_orchestrator.blocks.errors import InvalidInput, QuantumError
 from quantum_orchestrator.deployments.cli_options import STDIN
 from quantum_orchestrator.deployments.screen import Screen, plural
+from quantum_orchestrator.deployments.service_client import Unserved
 
 SETS = Group.create_ordered("Instruction sets")
 RUNS = Group.create_ordered("Runs")
@@ -134,15 +135,49 @@ for _place, (_name, (_target, _group, _examples)) in enumerate(COMMANDS.items())
 
 
 def main() -> NoReturn:
-    """The entry point of `qo`."""
+    """Carry out this process's command line here, whatever service there is: `qo` is `qo.main`."""
+    sys.exit(carry_out(sys.argv[1:]))
+
+
+def carry_out(arguments: Sequence[str]) -> int:
+    """Carry out one command line as this process's own; its exit code."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # one way to end in order
-    sys.exit(invoke(sys.argv[1:]))
+    return invoke(arguments)
+
+
+def by_itself(arguments: Sequence[str], unserved: Unserved) -> int:
+    """The same for one that no warm service carries out; where one could have, it is started for the next."""
+    screen = _screen(arguments)
+    if screen.verbose and unserved.telling:
+        screen.note(f"without the warm service: {unserved.reason}")
+    code = carry_out(arguments)
+    if unserved.startable and "prefect" in sys.modules:  # it has paid for the import
+        from quantum_orchestrator.deployments import service
+
+        try:
+            service.start()
+        except (OSError, QuantumError) as problem:
+            screen.note(f"no warm service was started: {problem}")
+        else:
+            screen.note(
+                "started a warm service: the next runs begin at once (`qo down` ends it, QO_SERVICE=off forgoes it)"
+            )
+    return code
+
+
+def _screen(arguments: Sequence[str]) -> Screen:
+    """Where to say what is not a command's own."""
+    options = set(takewhile(lambda each: each != "--", arguments))
+    return Screen(
+        quiet=not options.isdisjoint(("-q", "--quiet")),
+        verbose=not options.isdisjoint(("-v", "--verbose")),
+        color="--no-color" not in options,
+    )
 
 
 def invoke(arguments: Sequence[str]) -> int:
     """Carry out one command line; its exit code."""
-    verbose = any(each in ("-v", "--verbose") for each in takewhile(lambda each: each != "--", arguments))
-    screen = Screen(verbose=verbose, color="--no-color" not in arguments)
+    screen = _screen(arguments)
     tokens = _arranged(arguments)
     if not tokens or tokens[0] in ("--help", "-h"):
         for name in COMMANDS:

@@ -321,7 +321,7 @@ def _parting(code: int, progress: Progress | None) -> int:
 def connect(screen: Screen) -> None:
     """See that a Prefect server answers, and import Prefect, both at once."""
     from quantum_orchestrator.blocks.home import home
-    from quantum_orchestrator.deployments import server
+    from quantum_orchestrator.deployments import prefect_settings, server
 
     state = home()
     known = server.find(state)
@@ -330,7 +330,8 @@ def connect(screen: Screen) -> None:
     pending = server.begin(state)
     expected = pending.connection or known
     if expected is not None:
-        os.environ.update(server.client_environment(expected))  # Prefect reads it once, when it is imported
+        os.environ.update(server.client_environment(expected))
+    prefect_settings.read_again()
     importlib.import_module("quantum_orchestrator.flows.orchestrate")
     pending.wait(screen.note)
     logging.raiseExceptions = False  # a log that Prefect cannot send: `qo` says itself that the server is lost

@@ -1,10 +1,11 @@
-"""Commands about this machine: the local Prefect server, and whether everything is in order.
+"""Commands about this machine: the local Prefect server, the warm service, and whether everything is in order.
 
 `doctor` changes nothing, starts nothing, and must not import Prefect.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from typing import Annotated, Literal
@@ -16,40 +17,55 @@ from quantum_orchestrator.deployments.cli_options import TALK, Json, Talk, Works
 
 
 def up(*, json_: Json = False, talk: Talk = TALK) -> int:
-    """Start the local Prefect server; runs do this by themselves.
+    """Start the local Prefect server and the warm service; runs do this by themselves.
 
-    Nothing is started if another Prefect API is configured.
+    No server is started if another Prefect API is configured, no service with
+    QO_SERVICE=off. The service has imported what runs need: they begin at once.
     """
     from quantum_orchestrator.blocks.home import home
-    from quantum_orchestrator.deployments import server
+    from quantum_orchestrator.deployments import server, service
+    from quantum_orchestrator.deployments.service_client import wanted
 
     screen, state = talk.screen, home()
     if server.find(state) is None:
         screen.note("starting the local Prefect server (once; about 10 s)")
-    connection = server.ensure(state, progress=screen.note)
+    pending = server.begin(state)
+    if wanted(os.environ):
+        service.start()  # it loads while the server does
+    connection = pending.wait(screen.note)
+    warm = service.ensure() if wanted(os.environ) else None
     if json_:
-        screen.document(asdict(connection))
+        screen.document({**asdict(connection), "service": None if warm is None else {"pid": warm.pid}})
         return 0
     whose = "the local Prefect server" if connection.own else "the configured Prefect API"
     screen.result(f"{whose} answers at {connection.api_url}")
     if connection.ui_url:
         screen.result(connection.ui_url)
+    screen.result("no warm service: QO_SERVICE is off" if warm is None else f"the warm service runs (pid {warm.pid})")
     return 0
 
 
 def down(*, json_: Json = False, talk: Talk = TALK) -> int:
-    """Stop the local Prefect server.
+    """Stop the local Prefect server and the warm service.
 
-    Runs and their journals are kept; the next run starts it again.
+    Journals are kept, and runs that are at work go on to their end; the next
+    run starts both again.
     """
     from quantum_orchestrator.blocks.home import home
-    from quantum_orchestrator.deployments import server
+    from quantum_orchestrator.deployments import server, service
 
-    stopped = server.stop(home())
+    screen, state = talk.screen, home()
+    ended = service.stop(state)
+    at_work = [each for one in ended for each in one.at_work]
+    stopped = server.stop(state)
     if json_:
-        talk.screen.document({"stopped": stopped})
-    else:
-        talk.screen.result("stopped the local Prefect server" if stopped else "no local Prefect server is running")
+        screen.document({"stopped": stopped, "service": {"stopped": bool(ended), "at_work": at_work}})
+        return 0
+    screen.result("stopped the local Prefect server" if stopped else "no local Prefect server is running")
+    if ended:
+        screen.result("stopped the warm service")
+    for each in at_work:
+        screen.warn(f"still at work, and goes on to its end: {each['command']} (process {each['pid']})")
     return 0
 
 

@@ -8,6 +8,7 @@ It knows nothing of commands, of the journal or of Prefect.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -249,15 +250,18 @@ def ask_at_terminal(question: str) -> bool | None:
     sent to this process instead, as the terminal would have.
     """
     descriptor = sys.stdin.fileno()
-    saved = termios.tcgetattr(descriptor)
+    terminal = os.dup(descriptor)  # standard input is another file once nobody is there any more
+    saved = termios.tcgetattr(terminal)
     try:
-        tty.setraw(descriptor, termios.TCSADRAIN)  # before the question: what is typed at it is not shown as well
+        tty.setraw(terminal, termios.TCSADRAIN)  # before the question: what is typed at it is not shown as well
         lines = visible(question).replace("\n", "\r\n  ")
         sys.stderr.write(f"? {lines}\r\n  approve? [y] yes, [n] no, [l] later: ")
         sys.stderr.flush()
         key = _key(descriptor)
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, saved)
+        with contextlib.suppress(termios.error):  # it has hung up
+            termios.tcsetattr(terminal, termios.TCSADRAIN, saved)
+        os.close(terminal)
     sys.stderr.write({"y": "yes", "n": "no"}.get(key, "later") + "\n")
     if key == "\x03":
         signal.raise_signal(signal.SIGINT)
@@ -268,7 +272,8 @@ def ask_at_terminal(question: str) -> bool | None:
 def _key(descriptor: int) -> str:
     """The next key that is an answer."""
     while True:
-        select.select([descriptor], [], [])
+        while not select.select([descriptor], [], [], 0.5)[0]:
+            pass  # it may have become another file
         pressed = os.read(descriptor, 1).decode("ascii", "replace").lower()
         if pressed in ("", "y", "n", "l", "\r", "\n", "\x1b", "\x03", "\x04"):
             return pressed

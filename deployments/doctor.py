@@ -13,6 +13,7 @@ import shutil
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -25,11 +26,12 @@ from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.sandbox import Level, Processes
 from quantum_orchestrator.blocks.tree import Kind
-from quantum_orchestrator.deployments import server
+from quantum_orchestrator.deployments import server, service
 from quantum_orchestrator.deployments.cli_gc import human_size, state_folders
 from quantum_orchestrator.deployments.cli_journal import next_commands, standing, waiting_steps
 from quantum_orchestrator.deployments.prefect_settings import configured_api_url
 from quantum_orchestrator.deployments.screen import plural
+from quantum_orchestrator.deployments.service_client import wanted
 
 _ENOUGH_BYTES = 500 * 1024**2  # the server's database and UI take about 25 MB, before-images what a run touches
 _OLDEST_GIT = (2, 25)
@@ -76,6 +78,7 @@ def doctor(
         ("Prefect API", _api),
         ("server", lambda: _server(home)),
         ("port", lambda: _port(home)),
+        ("warm service", lambda: _service(home)),
         ("unfinished runs", lambda: _unfinished_runs(home)),
     ]
     if every_workspace:
@@ -232,6 +235,20 @@ def _port(home: Path) -> Check:
         except OSError:
             return Check("port", ok=True, detail=f"{port} is taken by another program: the next start takes another")
     return Check("port", ok=True, detail=f"{port} is free for the next start")
+
+
+def _service(home: Path) -> Check:
+    """Those that run, of this and of other installations: without one, runs only begin more slowly."""
+    found = service.states(home)
+    if not found:
+        off = "" if wanted(os.environ) else "; none is started, as QO_SERVICE is off, or CI is set"
+        return Check("warm service", ok=True, detail=f"not running{off}")
+    detail = "; ".join(
+        f"pid {each.pid}, up {time.time() - each.since:.0f} s, {each.memory_bytes / 1024**2:.0f} MB, "
+        f"{plural(len(each.at_work), 'command')} at work, log {each.log}"
+        for each in found
+    )
+    return _judged("warm service", all(each.answers for each in found), detail, "qo down, then qo up")
 
 
 # ---------------------------------------------------------------- journals

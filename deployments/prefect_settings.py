@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,51 @@ def authorization() -> dict[str, str]:
     if key := _configured("PREFECT_API_KEY", "api", "key"):
         return {"Authorization": f"Bearer {key}"}
     return {}
+
+
+_read_from: list[object] = []
+"""What Prefect's settings were last read from; nothing before they were."""
+
+
+def read_again() -> None:
+    """See that Prefect's settings and loggers are as they are configured now, where it is imported or soon will be.
+
+    It reads them once, when it is imported: in a fork of the warm service that was long ago, and in another folder. To
+    read them again takes 0.3 s, so that is done only where something is not as it was.
+    """
+    sources = _sources()
+    before, _read_from[:] = [*_read_from], [sources]
+    if "prefect.main" not in sys.modules or before == [sources]:
+        return
+    import prefect.context
+    from prefect.logging.configuration import setup_logging
+
+    prefect.context.refresh_global_settings_context()
+    setup_logging(incremental=False)
+
+
+def _sources() -> tuple[object, ...]:
+    """All that Prefect's settings are made of: the environment, and the files that it looks for."""
+    chosen = {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper().startswith("PREFECT_") or name.upper() in ("DO_NOT_TRACK", "HOME")
+    }
+    files = [
+        _content(Path(".env"), about=b"prefect"),
+        _content(Path("prefect.toml"), about=b""),
+        _content(Path("pyproject.toml"), about=b"prefect"),
+    ]
+    return (chosen, *files, _content(profiles_path(), about=b""))
+
+
+def _content(file: Path, *, about: bytes) -> bytes | None:
+    """What a file holds, if it speaks `about` this."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    return content if about in content.lower() else None
 
 
 def _configured(name: str, *keys: str) -> str | None:

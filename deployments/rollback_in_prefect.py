@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 async def show(record: RunRecord, unwind: Unwind, *, to: str | None = None) -> Undo:
     """Unwind a run (see `recover.Shower`), or what came after its checkpoint `to`."""
-    from quantum_orchestrator.deployments import server
+    from quantum_orchestrator.deployments import prefect_settings, server
 
     known = server.answering(home()) if record.flow_run_id else None
     if known is None:
         return await unwind(None)
-    os.environ.update(server.client_environment(known))  # Prefect reads it once, when it is imported
+    os.environ.update(server.client_environment(known))
+    prefect_settings.read_again()
     from quantum_orchestrator.flows.flow_runs import rollback_in_flow_run
 
     return await rollback_in_flow_run(record, unwind, to=to)

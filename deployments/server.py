@@ -37,6 +37,7 @@ from quantum_orchestrator.blocks.errors import ServerError, StateError
 from quantum_orchestrator.blocks.home import home as state_folder
 from quantum_orchestrator.blocks.home import private_folder
 from quantum_orchestrator.deployments.prefect_settings import configured_api_url, profiles_path, ui_address
+from quantum_orchestrator.deployments.process_identity import boot_id, start_ticks, stat_fields
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 120.0  # seconds; a first start takes about 12 on a busy machine, most of it database migrations
@@ -202,6 +203,7 @@ def client_environment(connection: Connection) -> dict[str, str]:
     return {
         **quiet,
         **_NO_TELEMETRY,
+        **_SAME_MACHINE,
         "PREFECT_API_URL": connection.api_url,
         "PREFECT_UI_URL": connection.ui_url or "",
         "PREFECT_HOME": str(private_folder(state_folder() / "prefect-client")),
@@ -210,9 +212,26 @@ def client_environment(connection: Connection) -> dict[str, str]:
         # A server on this machine that does not answer has died: Prefect would wait half a minute, for every word.
         "PREFECT_API_REQUEST_TIMEOUT": "20",
         "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", "2"),
+        "PREFECT_API_SSL_CERT_FILE": os.environ.get("PREFECT_API_SSL_CERT_FILE") or _certificate(),
         # Not pickle: reading a pickled result executes what is in it.
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     }
+
+
+def _certificate() -> str:
+    """A file with one of the usual certificates. Ours is an http:// address, and Prefect reads all of them for it.
+
+    It does so six times a run, 25 ms each.
+    """
+    file = private_folder(state_folder() / "prefect-client") / "certificate.pem"
+    if not file.exists():
+        import certifi
+
+        end = "-----END CERTIFICATE-----\n"
+        draft = file.with_name(f".certificate.{os.getpid()}")
+        draft.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
+        draft.replace(file)
+    return str(file)
 
 
 def prefect_version() -> str:
@@ -295,33 +314,7 @@ def _running(folder: Path) -> _Record | None:
 
 
 def _alive(record: _Record) -> bool:
-    return record.boot_id == _boot_id() and _start_ticks(record.pid) == record.start_ticks
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third (state) on; empty when there is no such process."""
-    try:
-        # The second, the name in parentheses, may hold blanks and parentheses itself.
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _start_ticks(pid: int) -> int | None:
-    """When `pid` started, in clock ticks since boot; None if it is gone: no such process, or a zombie.
-
-    A first thread that has ended is not enough: while others are still being killed, they hold port and database.
-    """
-    fields = _stat(pid)
-    if not fields or (fields[0] in "ZX" and int(fields[17]) <= 1):
-        with contextlib.suppress(ChildProcessError):  # not our child: its parent collects it
-            os.waitpid(pid, os.WNOHANG)
-        return None
-    return int(fields[19])
+    return record.boot_id == boot_id() and start_ticks(record.pid) == record.start_ticks
 
 
 # ---------------------------------------------------------------- starting
@@ -359,11 +352,11 @@ def _start(folder: Path, port: int) -> _Record:
         raise ServerError(
             f"the Prefect server cannot be started: {error}", hint=f"look at the folder {folder}"
         ) from error
-    ticks = _start_ticks(pid)
+    ticks = start_ticks(pid)
     if ticks is None:
         raise _start_failure(folder, "ended at once")
     url = f"http://{HOST}:{port}/api"
-    record = _Record(pid, ticks, _boot_id(), port, url, prefect_version(), datetime.now(UTC).isoformat())
+    record = _Record(pid, ticks, boot_id(), port, url, prefect_version(), datetime.now(UTC).isoformat())
     _write(folder, record)
     return record
 
@@ -458,12 +451,12 @@ def _is_frame(line: str) -> bool:
 
 def _end(record: _Record) -> None:
     """End the process on record, then what is left of its session; each only while its start time is as it was."""
-    family = {pid: ticks for pid in _session(record.pid) if (ticks := _start_ticks(pid)) is not None}
+    family = {pid: ticks for pid in _session(record.pid) if (ticks := start_ticks(pid)) is not None}
     os.kill(record.pid, signal.SIGTERM)
     if not _gone(record, within=STOP_TIMEOUT):
         os.kill(record.pid, signal.SIGKILL)
     for pid, ticks in family.items():
-        if pid != record.pid and _start_ticks(pid) == ticks:
+        if pid != record.pid and start_ticks(pid) == ticks:
             with contextlib.suppress(ProcessLookupError):  # it ended by itself just now
                 os.kill(pid, signal.SIGKILL)
     if not _gone(record, within=STOP_TIMEOUT):
@@ -475,7 +468,7 @@ def _end(record: _Record) -> None:
 def _session(leader: int) -> list[int]:
     """The processes of a session: field 6 of /proc/PID/stat."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if (fields := _stat(pid)) and int(fields[3]) == leader]
+    return [pid for pid in pids if (fields := stat_fields(pid)) and int(fields[3]) == leader]
 
 
 def _gone(record: _Record, within: float) -> bool:
@@ -506,6 +499,11 @@ _NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+}
+# What a client asks a server of another version, or one that wants tokens: ours is neither. It saves 5 requests.
+_SAME_MACHINE = {
+    "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
 }
 # Prefect records task runs and events one by one unless told otherwise: 34 instead of 9 ms of processor time a task.
 _BATCHES = {
@@ -581,7 +579,9 @@ def _serve(folder: Path) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = create_app()
+    from quantum_orchestrator.deployments.busy_database import patient
+
+    app = patient(create_app())
     gc.freeze()
     gc.enable()
     # log_config: Prefect has set the loggers up. Keep-alive longer than the client's 5 s, so that a connection is

@@ -34,6 +34,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
         patch.setenv("QO_HOME", str(home / "qo"))
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        patch.setenv("QO_SERVICE", "off")  # what no test has asked for would outlive it
         yield home
 
 

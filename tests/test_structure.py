@@ -33,7 +33,10 @@ PREFECT_AT_ONCE = (
 """Modules that exist to speak to Prefect, and are themselves imported only when something runs."""
 WHEN_NEEDED = ("flows/recover.py", "flows/optimize.py", "deployments/*.py", "blocks/*.py")
 """Modules that may import Prefect or Anthropic inside a function, where it costs only those who call it."""
-STARTS_PROCESSES = ("blocks/sandbox.py", "blocks/supervisor.py", "blocks/repository.py", "deployments/server.py")
+STARTS_PROCESSES = (
+    *("blocks/sandbox.py", "blocks/supervisor.py", "blocks/repository.py"),
+    *("deployments/server.py", "deployments/service.py", "deployments/service_command.py"),
+)
 PURE = ("flows/plan.py", "flows/schedule.py")
 
 OPERATIONS = """
@@ -179,7 +182,7 @@ STARTERS = re.compile(
 )
 
 
-def test_only_four_modules_start_processes() -> None:
+def test_only_these_modules_start_processes() -> None:
     """A process that is started elsewhere has neither limits nor a sandbox, and outlives a cancelled run."""
     found = {
         path
@@ -252,7 +255,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile) -
 def test_the_wheel_brings_the_command_and_the_operations(wheel: zipfile.ZipFile) -> None:
     (name,) = [each for each in wheel.namelist() if each.endswith(".dist-info/entry_points.txt")]
     points = wheel.read(name).decode()
-    assert f"qo = {PACKAGE}.deployments.cli:main" in points
+    assert f"qo = {PACKAGE}.deployments.qo:main" in points
     for family, module in PROJECT["project"]["entry-points"][registry.GROUP].items():
         assert f"{family} = {module}" in points
 

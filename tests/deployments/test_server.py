@@ -19,6 +19,7 @@ import pytest
 
 from quantum_orchestrator.blocks.errors import ServerError, UsageError
 from quantum_orchestrator.deployments import prefect_settings, server
+from quantum_orchestrator.deployments.process_identity import boot_id, start_ticks, stat_fields
 
 ENSURE = """
 import sys
@@ -77,7 +78,7 @@ def pid_of(home: Path) -> int:
 
 
 def gone(pid: int) -> bool:
-    fields = server._stat(pid)
+    fields = stat_fields(pid)
     return not fields or fields[0] == "Z"
 
 
@@ -85,12 +86,10 @@ def record(home: Path, process: subprocess.Popen[bytes], **changes: object) -> N
     """Put `process` on record as the server of `home`."""
     folder = home / "server"
     folder.mkdir(exist_ok=True)
-    ticks = server._start_ticks(process.pid)
+    ticks = start_ticks(process.pid)
     assert ticks is not None
     api = "http://127.0.0.1:9/api"
-    found = server._Record(
-        process.pid, ticks, server._boot_id(), 9, api, server.prefect_version(), "2026-01-01T00:00:00+00:00"
-    )
+    found = server._Record(process.pid, ticks, boot_id(), 9, api, server.prefect_version(), "2026-01-01T00:00:00+00:00")
     (folder / "server.json").write_text(json.dumps(dataclasses.asdict(found) | changes))
 
 
