@@ -41,7 +41,6 @@ PATTERNS = {
 }
 NOT_YET = {
     "sandbox": "this version does not have sandbox levels yet; leave it out",
-    "cache": "this version does not have caches yet; leave it out",
 }
 """Keys of the format that this version does not act on, and therefore refuses."""
 
