@@ -78,7 +78,10 @@ def plan(
     graph: Annotated[
         GraphFormat | None, Parameter(name="--graph", help="Print the graph of steps as well, in '# ' lines.")
     ] = None,
-    explain: Annotated[bool, Parameter(help="Say why each step waits for another, and why one is not reused.")] = False,
+    explain: Annotated[
+        bool,
+        Parameter(help="Say why each step waits for another, why one is not reused, and how long a run may take."),
+    ] = False,
     output: Annotated[
         str | None, Parameter(name=("--output", "-o"), help="Write a plan file, for `qo run --plan`.")
     ] = None,
@@ -147,7 +150,7 @@ def _print_plan(screen: Screen, plan: Plan, graph: GraphFormat | None, explain: 
         lines = planning.step_list(plan)
         if explain:
             lines += [planning.explanation(edge) for edge in plan.graph.edges]
-            lines += planning.reuse_explained(plan)
+            lines += [*planning.reuse_explained(plan), *planning.time_explained(plan)]
         if graph is not None:
             lines += GRAPH_FORMATS[graph](plan.graph).splitlines()
         screen.comment(lines)

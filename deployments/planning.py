@@ -12,21 +12,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quantum_orchestrator.blocks import diff
+from quantum_orchestrator.blocks import diff, machine
 from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.diff_json import changes_json as changes_json
 from quantum_orchestrator.blocks.diff_json import counts_json, renames_json
 from quantum_orchestrator.blocks.errors import UsageError
 from quantum_orchestrator.blocks.home import home, refuse_overlap, workspace_home
 from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.profile import Profile
 from quantum_orchestrator.blocks.renames import Rename, find_renames
 from quantum_orchestrator.blocks.snapshot import Exclusions
 from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.blocks.tree import ROOT, Change, Kind, MemoryTree, Tree
 from quantum_orchestrator.blocks.workspace import DiskTree, current_umask
 from quantum_orchestrator.deployments.display import mark
-from quantum_orchestrator.deployments.screen import aligned, changed_files, plural
+from quantum_orchestrator.deployments.screen import aligned, changed_files, human_time, plural
 from quantum_orchestrator.flows import expressions
+from quantum_orchestrator.flows.estimates import Estimates, Forecast, forecast, places_of
 from quantum_orchestrator.flows.expressions import ExpressionError
 from quantum_orchestrator.flows.instruction_set import InstructionSet
 from quantum_orchestrator.flows.plan import Edge, Graph, Step, build, values_of
@@ -39,6 +41,8 @@ from quantum_orchestrator.tasks.operation import Unknown
 
 MOST_EDGES_NAMED = 5
 MOST_DETAIL = 60
+MOST_STEPS_NAMED = 10
+WORTH_TELLING_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,13 @@ def _with_memory(
         return tree, None
     stamped = StampedTree(tree.folder, tree.umask)
     return stamped, Memory(document, workspace_home(root), stamped, Exclusions(policy.snapshot_exclude))
+
+
+def expected(plan: Plan) -> Forecast | None:
+    """About how long a run takes, by what earlier ones took; None where that is not known."""
+    estimates = Estimates(Profile(home()).load(plan.document.name))
+    places = places_of(plan.document, machine.processors())
+    return forecast(plan.graph, estimates, parallel=places, capacity=machine.capacity())
 
 
 class _Contents:
@@ -194,6 +205,17 @@ def reuse_explained(plan: Plan) -> list[str]:
     return [f"{name} runs: {why}" for name, why in plan.prediction.verdicts.items() if name not in reused]
 
 
+def time_explained(plan: Plan) -> list[str]:
+    """About how long a run takes and why, in a line; none where that is not known or nobody would notice."""
+    known = expected(plan)
+    if known is None or known.seconds < WORTH_TELLING_SECONDS:
+        return []
+    path = list(known.critical_path)
+    if len(path) > MOST_STEPS_NAMED:
+        path = [*path[: MOST_STEPS_NAMED - 1], "…", path[-1]]
+    return [f"about {human_time(known.seconds)}; critical path {' → '.join(path)}"]
+
+
 def totals(plan: Plan) -> str:
     """The plan in one line."""
     deferred = plan.prediction.deferred
@@ -251,6 +273,8 @@ def plan_json(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
             {"before": edge.before, "after": edge.after, "reason": edge.reason.value, "path": edge.path}
             for edge in plan.graph.edges
         ]
+        known = expected(plan)
+        document["estimate"] = known and {"seconds": known.seconds, "critical_path": list(known.critical_path)}
         document["reuse"] = dict(plan.prediction.verdicts)
     return document
 

@@ -16,7 +16,6 @@ How a run ends:
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 
+from quantum_orchestrator.blocks import machine
 from quantum_orchestrator.blocks.errors import (
     Interrupted,
     NeedsAttention,
@@ -212,7 +212,7 @@ class Run:
         self._observers = list(observers)
         self._decisions = self.journal.decisions(record.id)
         self._places = asyncio.Semaphore(settings.parallel)
-        self._capacity = machine_capacity()
+        self._capacity = machine.capacity()
         self._threads = ThreadPoolExecutor(settings.parallel + 1, thread_name_prefix="step")  # one to undo
         self._stop = Stop()
         self._attempts = Attempts(
@@ -227,6 +227,8 @@ class Run:
         self._reusing = self._with_reuse()
         self._batches = Batches(self.books, workspace, policy, self._attempts, self.observe, self._reusing)
         self._sizes: dict[_Kind, BatchSize] = {is_cheap: BatchSize(), is_quiet: BatchSize(SCRIPTS_SECONDS)}
+        self.worked: dict[str, Seconds] = {}
+        """How long the last try of each step took that had a task run of its own, without Prefect's part."""
         self._alone: set[str] = set()
         """Steps that were refused as members of a batch."""
         self._undoing = Undoing(
@@ -658,7 +660,10 @@ class Run:
         """One try, in a thread. A cancellation (Prefect's time-out) ends the operation, and then undoes it."""
         if step.id in self._attempts.stuck:
             raise self._attempts.stuck[step.id]
-        return await self._in_a_step_thread(partial(self._attempts.make, step), stop)
+        started = time.monotonic()
+        outputs = await self._in_a_step_thread(partial(self._attempts.make, step), stop)
+        self.worked[step.id] = time.monotonic() - started
+        return outputs
 
     async def _in_a_step_thread(self, work_of: Callable[[CancelToken], T], stop: Stop) -> T:
         token = CancelToken()
@@ -902,12 +907,6 @@ def was_cut_short(record: RunRecord) -> bool:
 def boot_at_work(record: RunRecord) -> str | None:
     """The boot to note when a run is taken up again. One that was cut short stays so until that has been settled."""
     return record.boot_id if was_cut_short(record) else boot_id()
-
-
-def machine_capacity() -> dict[str, float]:
-    """How much there is of what steps may ask for: processors, and memory in GiB."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": float(os.cpu_count() or 1), "memory": memory}
 
 
 def _keeps_what_came_before(on_failure: OnFailure | RollbackTo) -> bool:

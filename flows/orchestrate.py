@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,16 +28,19 @@ from prefect.exceptions import Pause
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.urls import url_for
 
+from quantum_orchestrator.blocks import machine
 from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError, WorkspaceBusy
 from quantum_orchestrator.blocks.holdings import when_pruned
 from quantum_orchestrator.blocks.home import home, refuse_own_run, workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.profile import Measured, Profile
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.attempts import Observer
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure, RollbackTo
 from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings, boot_at_work
+from quantum_orchestrator.flows.estimates import Estimates, places_of
 from quantum_orchestrator.flows.flow_runs import (
     build_flow,
     close_task_runs,
@@ -54,7 +58,7 @@ from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.keeping import keep_within
 from quantum_orchestrator.flows.prefect_runner import PrefectRunner
 from quantum_orchestrator.flows.recover import UNDONE, start_again
-from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, error_json
+from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus, error_json
 from quantum_orchestrator.flows.reusing import Wishes
 from quantum_orchestrator.flows.signals import Signals
 from quantum_orchestrator.flows.telling import TELLING_SECONDS, Telling, log_file, log_to, pages
@@ -99,11 +103,6 @@ def default_actor() -> str:
     return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
 
 
-def default_parallel(document: InstructionSet) -> int:
-    """The set's `parallel`; `auto` is twice the processors, as steps wait for disks and processes."""
-    return document.parallel if isinstance(document.parallel, int) else max(4, 2 * (os.cpu_count() or 1))
-
-
 # Opening a workspace.
 
 
@@ -113,6 +112,8 @@ class OpenWorkspace:
 
     workspace: Workspace
     policy: Policy
+    afterwards: list[threading.Thread] = field(default_factory=list)
+    """What is waited for only when the workspace is free again."""
 
     @property
     def journal(self) -> Journal:
@@ -134,13 +135,16 @@ async def locked(root: Path, *, wait: bool, on_wait: Callable[[str], None]) -> A
     try:
         await _acquire(journal, wait=wait, on_wait=on_wait)
         workspace = Workspace(root, journal, policy.snapshot_exclude)
+        opened = OpenWorkspace(workspace, policy)
         try:
-            yield OpenWorkspace(workspace, policy)
+            yield opened
         finally:
             workspace.close()
     finally:
         journal.lock.release()
         journal.close()
+    for thread in opened.afterwards:
+        thread.join()
 
 
 async def _acquire(journal: Journal, *, wait: bool, on_wait: Callable[[str], None]) -> None:
@@ -323,6 +327,7 @@ async def conduct(
     async with pages(run, telling), _watching_for_cancel(run):
         outcome = await run.execute()
     document, summary = await _finish(record, run, outcome, telling)
+    opened.afterwards.append(_learn(run))
     return document, state_of(outcome.status, summary, deployed=flow_run.deployment_id is not None)
 
 
@@ -355,7 +360,9 @@ def _settings(record: RunRecord, request: RunRequest) -> RunSettings:
     chosen = request.on_failure or record.options.get("on_failure") or request.document.on_failure
     on_failure = chosen if isinstance(chosen, RollbackTo) else OnFailure(chosen)
     return RunSettings(
-        parallel=request.parallel or record.options.get("parallel") or default_parallel(request.document),
+        parallel=request.parallel
+        or record.options.get("parallel")
+        or places_of(request.document, machine.processors()),
         on_failure=on_failure,
         start_at=request.start_at,
         approve=request.approve,
@@ -363,7 +370,22 @@ def _settings(record: RunRecord, request: RunRequest) -> RunSettings:
         ask=request.ask,
         secrets=load_secrets,
         reuse=request.reuse or Wishes(**(record.options.get("reuse") or {})),
+        duration_of=Estimates(Profile(home()).load(record.set_name)),
     )
+
+
+def _learn(run: Run) -> threading.Thread:
+    """Remember how long the steps took; meanwhile Prefect hears of the end."""
+
+    def learn() -> None:
+        done = [each for each in run.books.results.values() if each.status is StepStatus.SUCCEEDED]
+        measured = [Measured(each.id, each.op, run.worked.get(each.id, each.duration_s)) for each in done]
+        profile.learn(run.document.name, measured)
+
+    profile = Profile(home())
+    thread = threading.Thread(target=learn, name="learn")
+    thread.start()
+    return thread
 
 
 async def _finish(record: RunRecord, run: Run, outcome: Outcome, telling: Telling) -> tuple[dict[str, Any], str]:

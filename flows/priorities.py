@@ -27,7 +27,7 @@ def best_order(
 ) -> Priorities:
     """Priorities for a ReadyQueue, with which the simulated run ends first."""
     seconds = {step.id: duration_of(step) for step in graph.steps}
-    longest = by_longest_path(graph, duration_of)
+    longest = by_longest_path(graph, lambda step: seconds[step.id])
     if parallel >= len(graph.steps) or not _is_worth_it(graph, parallel, seconds):
         return longest
     trial = _Trial(graph, parallel, capacity, seconds)

@@ -88,6 +88,16 @@ class TestASecondRun:
         (qo.work / "note.txt").unlink()
         qo("plan", again, "--explain").exits(0).prints("# note runs: note.txt is gone\n")
 
+    def test_how_long_it_takes_is_learned_and_foretold(self, qo: Qo) -> None:
+        build = {"id": "build", "op": "script.run", "with": {"shell": "sleep 0.6"}, "writes": []}
+        test = {**build, "id": "test", "needs": ["build"], "with": {"shell": "sleep 0.1"}}
+        sets = qo.set(build, test, name="learned")
+        qo("run", sets).exits(0)
+        estimate = qo("plan", sets, "--explain", "--json").exits(0).json["estimate"]
+        assert estimate["critical_path"] == ["build", "test"]
+        assert estimate["seconds"] >= 0.7
+        qo("plan", sets, "--explain").exits(0).prints("; critical path build → test\n")
+
     def test_a_step_to_be_forced_must_be_one_of_the_set(self, qo: Qo) -> None:
         qo("run", qo.set(NOTE), "--force", "noet").exits(3).says("did you mean 'note'?")
         assert qo.files == {}
