@@ -27,6 +27,11 @@ def home() -> Path:
     return private_folder(_location())
 
 
+def policy_path() -> Path:
+    """Where the machine's policy is, if there is one. Makes nothing."""
+    return _location() / "policy.toml"
+
+
 def workspace_home(root: Path) -> Path:
     """The state folder of the workspace `root`, made when it is missing; its file `path` names the workspace.
 

@@ -514,9 +514,10 @@ class Journal:
         return {row[1]: bool(row[2]) for row in self._database.select(APPROVALS, "run = ?", run_id)}
 
     def forget_decisions(self, run_id: str, step_ids: Iterable[str]) -> None:
-        """Steps that are to run again need a new approval."""
-        chosen = list(step_ids)
-        if self.decisions(run_id).keys() & set(chosen):
+        """Steps that are to run again need a new approval. (That of a content is recorded under `step@digest`.)"""
+        known = set(step_ids)
+        chosen = [each for each in self.decisions(run_id) if each.partition("@")[0] in known]
+        if chosen:
             where = f"run = ? AND step {_AMONG}"
             self._database.write(lambda each: each.delete(APPROVALS, where, run_id, json.dumps(chosen)))
 

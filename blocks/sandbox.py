@@ -63,6 +63,9 @@ class Limits:
     processes: int = 512
     output_bytes: int = 10 * 1024 * 1024
     file_bytes: int = 1024 * 1024 * 1024
+    memory_bytes: int = 0
+    """Of address space, for each process; 0 is no limit."""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,11 @@ class Processes:
 
     _number = itertools.count()
 
-    def __init__(self, *, require: int = Level.NONE, lock: int | None = None, tied: bool = True) -> None:
+    def __init__(
+        self, *, require: int = Level.NONE, lock: int | None = None, tied: bool = True, limits: Limits = Limits()
+    ) -> None:
         self.require = require
+        self.limits = limits
         self._lock = lock
         self._tied = tied
         self._id = next(self._number)
@@ -112,7 +118,7 @@ class Processes:
     @property
     def level(self) -> Level:
         """The level that programs run at here."""
-        return Level.LIMITS
+        return level_here()
 
     def run(
         self,
@@ -123,7 +129,7 @@ class Processes:
         stdin: bytes | None = None,
         timeout: float | None = None,
         cancel: CancelTokenLike | None = None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
         """Run a program to its end and to that of everything it started.
@@ -133,7 +139,12 @@ class Processes:
 
         Raises TimedOut after `timeout` seconds, Interrupted when cancelled, OperationError when it cannot be started.
         """
-        self._check_level()
+        limits = limits or self.limits
+        if limits.seconds is not None:
+            timeout = limits.seconds if timeout is None else min(timeout, limits.seconds)
+        problem = level_problem(self.require)
+        if problem is not None:
+            raise problem
         if cancel is not None and cancel.cancelled:
             raise Interrupted
         cwd = cwd.absolute()
@@ -144,7 +155,8 @@ class Processes:
             "argv": list(argv),
             "cwd": str(cwd),
             "env": complete,
-            "tied": self._tied,
+            "tied": self._tied or bool(limits.memory_bytes),
+            "memory_bytes": limits.memory_bytes,
             "processes": limits.processes,
             "file_bytes": limits.file_bytes,
         }
@@ -162,12 +174,19 @@ class Processes:
         truncated = out.truncated or err.truncated
         return Completed(exit_code, bytes(out.kept), bytes(err.kept), truncated, time.monotonic() - started)
 
-    def _check_level(self) -> None:
-        if self.level < self.require:
-            raise PolicyRefused(
-                f"scripts need sandbox level {self.require}, and run at level {int(self.level)} here",
-                hint="lower `require` under [sandbox] in policy.toml to run them all the same",
-            )
+
+def level_here() -> Level:
+    """The level that programs run at on this machine."""
+    return Level.LIMITS
+
+
+def level_problem(needed: int) -> PolicyRefused | None:
+    """Why a program that needs this level cannot run here. The one place where the two levels are compared."""
+    reached = level_here()
+    if reached >= needed:
+        return None
+    hint = "`require` under [sandbox] in policy.toml says which level is needed; untrusted sets need 3 at least"
+    return PolicyRefused(f"scripts need sandbox level {needed}, and run at level {int(reached)} here", hint=hint)
 
 
 def inherited_environment() -> dict[str, str]:

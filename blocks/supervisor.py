@@ -82,6 +82,8 @@ class Request(TypedDict):
     tied: bool
     processes: int
     file_bytes: int
+    memory_bytes: int
+    """Of address space; 0 is no limit. For tied programs alone."""
 
 
 class Report(TypedDict, total=False):
@@ -342,6 +344,8 @@ def _script_process(request: Request, streams: Sequence[int], tell_failure: int,
         for number in _TO_DEFAULT:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        if request["memory_bytes"]:
+            _lower(resource.RLIMIT_AS, request["memory_bytes"])
         os.execve(request["program"], request["argv"], request["env"])  # noqa: S606
     except OSError as error:
         os.write(tell_failure, str(error.errno or errno.EINVAL).encode())

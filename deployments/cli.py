@@ -96,12 +96,21 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
             "qo gc --all --json",
         ),
     ),
+    "policy show": ("cli_policy:show", SERVICE, ("qo policy show", "qo policy show --untrusted --json")),
+    "policy test": (
+        "cli_policy:judge_set",
+        SERVICE,
+        ("qo policy test tour.json", "qo policy test from-a-model.json --untrusted --json"),
+    ),
     "up": ("cli_service:up", SERVICE, ("qo up",)),
     "down": ("cli_service:down", SERVICE, ("qo down",)),
     "doctor": ("cli_service:doctor", SERVICE, ("qo doctor", "qo doctor --all-workspaces", "qo doctor --json")),
     "completion": ("cli_service:completion", SERVICE, ("qo completion bash", "qo completion zsh --install")),
 }
 """Name -> where its function is, its group in the help, examples."""
+
+PARENTS = {"policy": "What this machine allows sets to do."}
+"""Commands that only have commands."""
 
 _FLAGS = ("-q", "--quiet", "-v", "--verbose", "--no-color", "--json")
 _SPACE_AND_PERMISSIONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -125,13 +134,26 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for _place, (_name, (_target, _group, _examples)) in enumerate(COMMANDS.items()):
-    app.command(
+    _parent, _, _own = _name.rpartition(" ")
+    if _parent and _parent not in app:
+        _inner = App(name=_parent, help=PARENTS[_parent], sort_key=_place, group=_group, version_flags=())
+        _inner.default_parameter, _inner.help_format = app.default_parameter, app.help_format
+        app.command(_inner)
+    (app[_parent] if _parent else app).command(
         f"quantum_orchestrator.deployments.{_target}",
-        name=_name,
+        name=_own,
         sort_key=_place,
         group=_group,
         help_epilogue="\n".join(["Examples:", *(f"  {example}" for example in _examples)]),
     )
+
+
+def command(name: str) -> App:
+    """The command of this name, imported."""
+    found = app
+    for part in name.split():
+        found = found[part]
+    return found
 
 
 def main() -> NoReturn:
@@ -179,9 +201,10 @@ def invoke(arguments: Sequence[str]) -> int:
     """Carry out one command line; its exit code."""
     screen = _screen(arguments)
     tokens = _arranged(arguments)
-    if not tokens or tokens[0] in ("--help", "-h"):
+    if not tokens or tokens[0] in ("--help", "-h", *PARENTS):
         for name in COMMANDS:
-            app[name]  # imports it, for the line that the help has of it
+            if not tokens or tokens[0] not in PARENTS or name.startswith(f"{tokens[0]} "):
+                command(name)  # imports it, for the line that the help has of it
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from quantum_orchestrator.blocks.errors import UsageError
 from quantum_orchestrator.blocks.home import workspace_option
-from quantum_orchestrator.deployments.cli_journal import journal_of, run_named, standing
+from quantum_orchestrator.deployments.cli_journal import journal_of, run_named, standing, waits_with
 from quantum_orchestrator.deployments.cli_options import TALK, Json, Talk, WorkspaceOfRuns, existing_root, read_source
 from quantum_orchestrator.deployments.screen import Screen, aligned, changed_files, plural
 
@@ -147,9 +147,20 @@ class _Shown:
             self._screen.result("\n".join([*_stat_lines(self._diff, "  "), self._total()]))
         else:
             self._screen.patch(self._diff.patch)
-            if not self._diff.patch:
+            waiting = self._waiting()
+            for step, about in waiting.items():
+                self._screen.comment([f"step {step} waits: {about['message']}"])
+                self._screen.patch(about["patch"])
+            if not self._diff.patch and not waiting:
                 self._screen.note(self._nothing())
         return 0
+
+    def _waiting(self) -> dict[str, dict[str, Any]]:
+        """What steps would do next, and somebody must approve."""
+        if self._second is not None or self._status != "awaiting_approval":
+            return {}
+        found = waits_with(self._journal, self._run.id)
+        return found if self._step is None else {step: each for step, each in found.items() if step == self._step}
 
     def _total(self) -> str:
         from quantum_orchestrator.blocks.diff_json import counts_json
@@ -186,6 +197,7 @@ class _Shown:
             "files": [file_json(each) for each in self._diff.files],
             **git_json(self._diff.git),
             "patch": self._diff.patch,
+            "awaiting": self._waiting(),
         }
         if by_step:
             document["steps"] = self._steps()

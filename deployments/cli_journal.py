@@ -123,6 +123,19 @@ def waiting_steps(journal: Journal, run_id: str) -> list[str]:
     return sorted(step.id for step in journal.steps(run_id).values() if step.status == "awaiting_approval")
 
 
+def subject_of(journal: Journal, run_id: str, step_id: str) -> str:
+    """What an approval of this step is recorded under: the step itself, or the content that it waits with."""
+    record = journal.steps(run_id).get(step_id)
+    outputs = record.outputs if record is not None and record.status == "awaiting_approval" else None
+    return str((outputs or {}).get("approval", step_id))
+
+
+def waits_with(journal: Journal, run_id: str) -> dict[str, dict[str, Any]]:
+    """The steps that wait for the approval of a content, each with that: `message`, `files` and `patch`."""
+    waiting = (step for step in journal.steps(run_id).values() if step.status == "awaiting_approval" and step.outputs)
+    return {step.id: dict(step.outputs or {}) for step in waiting}
+
+
 # status and history.
 
 
@@ -155,6 +168,7 @@ def _state(journal: Journal, root: Path, run: RunRecord | None) -> dict[str, Any
         "ended_at": None if run.ended_at is None else _moment(run.ended_at),
         "steps_ended": ended,
         "waiting_for": waiting,
+        "approvals": waits_with(journal, run.id) if waiting else {},
         "ui_url": run.ui_url,
         "error": None if run.error is None else dict(run.error),
         "next": next_commands(run.id, how, waiting, root),
@@ -171,6 +185,7 @@ def _state_lines(state: dict[str, Any]) -> list[str]:
         lines.append(f"  process {state['pid']}, since {state['started_at']}, steps ended: {state['steps_ended']}")
     if state["waiting_for"]:
         lines.append(f"  waits for the approval of: {', '.join(state['waiting_for'])}")
+        lines += [f"  {step}: {about['message']}" for step, about in state["approvals"].items()]
     if state["error"]:
         lines.append(f"  error: {state['error']['message']}")
     return [*lines, *(f"  next: {command}" for command in state["next"])]

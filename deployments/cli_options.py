@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from quantum_orchestrator.blocks.errors import UsageError
-from quantum_orchestrator.blocks.home import refuse_overlap, refuse_own_run
+from quantum_orchestrator.blocks.home import policy_path, refuse_overlap, refuse_own_run
 from quantum_orchestrator.deployments.screen import Screen
 
 if TYPE_CHECKING:
     from quantum_orchestrator.flows.instruction_set import InstructionSet
+    from quantum_orchestrator.flows.plan import Graph
 
 STDIN = "<stdin>"
 """What `-` is called from the command line's first look on."""
@@ -41,6 +42,9 @@ WorkspaceOption = Annotated[
 ]
 WorkspaceOfRuns = Annotated[
     str | None, Parameter(name="--workspace", help="The folder whose runs are meant; without it the current one.")
+]
+Untrusted = Annotated[
+    bool, Parameter(name="--untrusted", help="Treat the set as one that is not trusted, whatever it says.")
 ]
 RunId = Annotated[str | None, Parameter(help="A run's id, or the beginning of it.")]
 
@@ -87,13 +91,26 @@ class Source:
     document: InstructionSet
 
 
-def load_source(file: str, text: bytes | None = None) -> Source:
-    """Read and judge FILE. Raises InvalidSet with every fault."""
-    from quantum_orchestrator.flows.instruction_set import load
+def load_source(file: str, text: bytes | None = None, *, untrusted: bool = False) -> Source:
+    """Read and judge FILE. Raises InvalidSet with every fault, and with all that the policy refuses."""
+    from quantum_orchestrator.blocks.policy import Policy
+    from quantum_orchestrator.flows.instruction_set import Trust, load
 
     content = read_source(file) if text is None else text
     folder = Path.cwd() if file == STDIN else Path(file).absolute().parent
-    return Source(file, load(content, file=file, folder=folder))
+    trust = Trust.UNTRUSTED if untrusted else Trust.TRUSTED
+    return Source(file, load(content, file=file, folder=folder, trust=trust, policy=Policy.load(policy_path())))
+
+
+def build_graph(source: Source, inputs: Mapping[str, Any]) -> Graph:
+    """The graph of a set. Raises InvalidInput where its steps have no order, or the policy refuses one of them."""
+    from quantum_orchestrator.blocks.policy import Policy
+    from quantum_orchestrator.flows.plan import build
+    from quantum_orchestrator.flows.verdicts import refuse
+
+    graph = build(source.document, inputs)
+    refuse(graph, Policy.load(policy_path()), source.file)
+    return graph
 
 
 # Inputs.

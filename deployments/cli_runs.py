@@ -25,7 +25,7 @@ from cyclopts import Parameter, validators
 
 from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError
 from quantum_orchestrator.blocks.home import workspace_option
-from quantum_orchestrator.deployments.cli_journal import journal_of, run_named, standing, waiting_steps
+from quantum_orchestrator.deployments.cli_journal import journal_of, run_named, standing, subject_of, waiting_steps
 from quantum_orchestrator.deployments.cli_options import (
     STDIN,
     TALK,
@@ -35,8 +35,10 @@ from quantum_orchestrator.deployments.cli_options import (
     RunId,
     Source,
     Talk,
+    Untrusted,
     WorkspaceOfRuns,
     WorkspaceOption,
+    build_graph,
     existing_root,
     given_inputs,
     load_source,
@@ -81,6 +83,7 @@ def run(
     check: Annotated[bool, Parameter(help="Only show what would change, as `qo plan` does.")] = False,
     diff: ShowDiff = False,
     yes: Yes = False,
+    untrusted: Untrusted = False,
     no_wait: NoWait = False,
     no_cache: Annotated[bool, Parameter(name="--no-cache", help="Reuse nothing, whatever `cache` says.")] = False,
     force: Annotated[
@@ -110,14 +113,16 @@ def run(
         parallel, on_failure, diff=diff, yes=yes, wait=not no_wait, json=json_, no_cache=no_cache, force=force
     )
     if plan is not None:
-        if input or inputs_file or check:
-            raise UsageError("a plan holds its inputs: --plan goes without --input, --inputs-file and --check")
+        if input or inputs_file or check or untrusted:
+            raise UsageError(
+                "a plan holds its inputs: --plan goes without --input, --inputs-file, --check and --untrusted"
+            )
         return _run_plan(screen, plan, workspace, options)
     text = read_source(named)
     old = _older_block(text, named)
     if old is not None:
         return _run_older(screen, old, named, given_inputs(input, inputs_file), workspace_root(workspace), options)
-    source = load_source(named, text)
+    source = load_source(named, text, untrusted=untrusted)
     inputs = resolved_inputs(source.document, input, inputs_file)
     root = workspace_root(workspace, source.document)
     if check:
@@ -171,17 +176,14 @@ class Options:
 
 
 def _run_source(screen: Screen, source: Source, inputs: Mapping[str, Any], root: Path, options: Options) -> int:
-    from quantum_orchestrator.flows.plan import build
-
     options.require_steps(source.document)
-    graph = build(source.document, inputs)
+    graph = build_graph(source, inputs)
     conduct = Conductor(screen, made_root(root), options, from_stdin=source.file == STDIN)
     return conduct.start(source.document, inputs, graph)
 
 
 def _run_plan(screen: Screen, plan: str, workspace: str | None, options: Options) -> int:
     from quantum_orchestrator.deployments.planning import tree_of
-    from quantum_orchestrator.flows.plan import build
     from quantum_orchestrator.flows.plan_file import parse
 
     made = parse(read_source(plan), plan)
@@ -189,7 +191,7 @@ def _run_plan(screen: Screen, plan: str, workspace: str | None, options: Options
     with tree_of(root) as tree:
         made.check(tree)  # before a server is started for nothing
     options.require_steps(made.document)
-    graph = build(made.document, made.inputs)
+    graph = build_graph(Source(plan, made.document), made.inputs)
     at_once = replace(options, wait=False)  # whoever is waited for would change what the plan rests on
     conduct = Conductor(screen, made_root(root), at_once, from_stdin=False)
     return conduct.start(made.document, made.inputs, graph, made)
@@ -457,9 +459,10 @@ def _decide(
     with journal_of(root) as journal:
         record = _waiting_run(journal, root, run_id)
         step = _waiting_step(journal, root, record, step)
+        subject = subject_of(journal, record.id, step)
 
         def decide() -> None:
-            if not journal.decide(record.id, step, approved=approved, actor=actor()):
+            if not journal.decide(record.id, subject, approved=approved, actor=actor()):
                 raise _decided_already(root, record.id, step)
 
         conduct = Conductor(screen, made_root(root), options, from_stdin=False)
@@ -500,7 +503,7 @@ def _waiting_step(journal: Journal, root: Path, record: RunRecord, step: str | N
         raise UsageError(
             f"step {step!r} of run {record.id} does not wait for an approval", hint=f"waiting: {', '.join(waiting)}"
         )
-    if step in journal.decisions(record.id):
+    if subject_of(journal, record.id, step) in journal.decisions(record.id):
         raise _decided_already(root, record.id, step)
     return step
 

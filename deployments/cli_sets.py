@@ -24,7 +24,9 @@ from quantum_orchestrator.deployments.cli_options import (
     Json,
     Source,
     Talk,
+    Untrusted,
     WorkspaceOption,
+    build_graph,
     load_source,
     resolved_inputs,
     workspace_root,
@@ -44,6 +46,7 @@ def validate(
     *,
     input: InputPairs = (),  # noqa: A002 - the option's name
     inputs_file: InputsFile = None,
+    untrusted: Untrusted = False,
     json_: Json = False,
     talk: Talk = TALK,
 ) -> int:
@@ -53,12 +56,10 @@ def validate(
     looked at but the set and the sets that it calls. Given inputs are judged
     too.
     """
-    from quantum_orchestrator.flows.plan import build
-
-    source = load_source(file)
+    source = load_source(file, untrusted=untrusted)
     document = source.document
     if input or inputs_file or all("default" in schema for schema in document.inputs.values()):
-        build(document, resolved_inputs(document, input, inputs_file))  # the order of an explicit set
+        build_graph(source, resolved_inputs(document, input, inputs_file))  # the order of an explicit set
     count = len(document.instructions)
     if json_:
         inputs = sorted(document.inputs)
@@ -88,6 +89,7 @@ def plan(
     detailed_exitcode: Annotated[
         bool, Parameter(name="--detailed-exitcode", help="Exit with 2 when there are changes.")
     ] = False,
+    untrusted: Untrusted = False,
     json_: Json = False,
     talk: Talk = TALK,
 ) -> int:
@@ -97,7 +99,7 @@ def plan(
     can tell (a script's effects) is marked as deferred, with what it may
     change. `git apply` accepts what is printed.
     """
-    source = load_source(file)
+    source = load_source(file, untrusted=untrusted)
     inputs = resolved_inputs(source.document, input, inputs_file)
     root = workspace_root(workspace, source.document)
     return show_plan(
@@ -128,7 +130,7 @@ def show_plan(
     """Plan, and print it; the exit code."""
     from quantum_orchestrator.deployments import planning
 
-    made = planning.make_plan(source.document, inputs, root)
+    made = planning.make_plan(source, inputs, root)
     if as_json:
         screen.document(planning.plan_json(made, explain=explain))
     else:

@@ -314,6 +314,8 @@ def step_lines(steps: Iterable[Mapping[str, Any]]) -> list[str]:
         if step["status"] == StepStatus.REUSED and step.get("reason"):
             how = f"{how}: {step['reason']}"
         rows.append([f"{mark(step['status'])} {step['id']}", step["op"], how, took, tries])
+        if step["status"] == StepStatus.AWAITING_APPROVAL and step.get("outputs"):
+            below[len(rows) - 1] = [f"    {step['outputs'].get('message', '')}"]
         if step.get("error"):
             below[len(rows) - 1] = error_lines(step["error"], "    ")
     lines: list[str] = []

@@ -17,7 +17,7 @@ from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.diff_json import changes_json as changes_json
 from quantum_orchestrator.blocks.diff_json import counts_json, renames_json
 from quantum_orchestrator.blocks.errors import UsageError
-from quantum_orchestrator.blocks.home import home, refuse_overlap, workspace_home
+from quantum_orchestrator.blocks.home import home, policy_path, refuse_overlap, workspace_home
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.profile import Profile
 from quantum_orchestrator.blocks.renames import Rename, find_renames
@@ -25,13 +25,14 @@ from quantum_orchestrator.blocks.snapshot import Exclusions
 from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.blocks.tree import ROOT, Change, Kind, MemoryTree, Tree
 from quantum_orchestrator.blocks.workspace import DiskTree, current_umask
+from quantum_orchestrator.deployments.cli_options import Source, build_graph
 from quantum_orchestrator.deployments.display import mark
 from quantum_orchestrator.deployments.screen import aligned, changed_files, human_time, plural
 from quantum_orchestrator.flows import expressions
 from quantum_orchestrator.flows.estimates import Estimates, Forecast, forecast, places_of
 from quantum_orchestrator.flows.expressions import ExpressionError
 from quantum_orchestrator.flows.instruction_set import InstructionSet
-from quantum_orchestrator.flows.plan import Edge, Graph, Step, build, values_of
+from quantum_orchestrator.flows.plan import Edge, Graph, Step, values_of
 from quantum_orchestrator.flows.plan_file import PlanFile, RecordingTree, predicted_json
 from quantum_orchestrator.flows.prediction import PredictedStep, Prediction, predict
 from quantum_orchestrator.flows.results import StepStatus
@@ -86,12 +87,12 @@ def tree_of(root: Path) -> Iterator[Tree]:
         folder.close()
 
 
-def make_plan(document: InstructionSet, inputs: Mapping[str, Any], root: Path) -> Plan:
-    """Plan a set. Raises InvalidInput where its steps have no order."""
+def make_plan(source: Source, inputs: Mapping[str, Any], root: Path) -> Plan:
+    """Plan a set. Raises InvalidInput where its steps have no order, or the policy refuses one of them."""
     refuse_overlap(root)
-    graph = build(document, inputs)
+    document, graph = source.document, build_graph(source, inputs)
     with tree_of(root) as tree:
-        policy = Policy.load(home() / "policy.toml")
+        policy = Policy.load(policy_path())
         seen, memory = _with_memory(document, graph, root, tree, policy)
         recording = RecordingTree(seen)
         prediction = predict(graph, recording, policy=policy, judge=None if memory is None else memory.verdict)
@@ -157,7 +158,7 @@ def step_list(plan: Plan) -> list[str]:
     lines = [f"{plan.document.name}: {count} in {plan.root}{known}"]
     told = details(plan.graph)
     rows = [
-        [f"{mark(step.status)} {step.id}", f"{step.op} {told.get(step.id, '')}".rstrip(), _said(step)]
+        [f"{mark(step.status)} {step.id}", f"{step.op} {told.get(step.id, '')}".rstrip(), _said(step) + _asks(step)]
         for step in plan.prediction.steps
     ]
     rows += [[f"· {step_id}", op, "not reached"] for step_id, op in _not_reached(plan)]
@@ -182,6 +183,10 @@ def _said(step: PredictedStep) -> str:
     if step.status is StepStatus.REUSED:
         return f"reused: {step.reason}"
     return f"changes {_paths(tuple(change.path for change in step.changes))}" if step.changes else "changes nothing"
+
+
+def _asks(step: PredictedStep) -> str:
+    return f"; needs an approval: {step.approval}" if step.approval else ""
 
 
 def _paths(paths: tuple[str, ...]) -> str:
@@ -293,4 +298,5 @@ def _step_json(plan: Plan, step: PredictedStep) -> dict[str, Any]:
         "paths": [change.path for change in step.changes],
         "may_write": list(step.may_write),
         "reason": step.reason,
+        "approval": step.approval,
     }

@@ -291,16 +291,18 @@ def _expressions() -> Iterator[str]:
 
 
 def _command_line() -> Iterator[str]:
-    from quantum_orchestrator.deployments.cli import COMMANDS, app
+    from quantum_orchestrator.deployments.cli import COMMANDS, app, command
 
     for name in COMMANDS:
-        app[name]  # imports it: what the help shows comes from the function
-    text = app.generate_docs(heading_level=1).strip()
-    overview, *commands = text.split("\n## qo ")
+        command(name)  # imports it: what the help shows comes from the function
+    text = app.generate_docs(heading_level=1).strip().replace("\n### qo ", "\n## qo ")
+    overview, *sections = text.split("\n## qo ")
     yield _overview(overview)
-    for command in commands:
-        name = command.partition("\n")[0]
-        yield f"## qo {command.strip()}"
+    for section in sections:
+        name = section.partition("\n")[0]
+        yield f"## qo {section.strip()}"
+        if name not in COMMANDS:  # it has only others within it
+            continue
         yield "Examples:"
         yield "```console\n" + "\n".join(f"$ {example}" for example in COMMANDS[name][2]) + "\n```"
 

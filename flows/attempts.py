@@ -20,10 +20,11 @@ from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.redaction import Redactor
 from quantum_orchestrator.blocks.repository import Repository
 from quantum_orchestrator.blocks.sandbox import Processes
-from quantum_orchestrator.blocks.tree import Overlay, printable
+from quantum_orchestrator.blocks.tree import Change, Overlay, printable
 from quantum_orchestrator.blocks.workspace import GIT, Undo, Workspace
-from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet
+from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Trust
 from quantum_orchestrator.flows.expressions import Scope
+from quantum_orchestrator.flows.guard import ApprovalNeeded, Decided, Guards, contents_of
 from quantum_orchestrator.flows.plan import Step, effects_of, resolved_parameters
 from quantum_orchestrator.flows.results import EventKind, RunEvent
 from quantum_orchestrator.tasks import registry
@@ -50,17 +51,20 @@ class Attempts:
         observe: Observer,
         scope_of: Callable[[Step], Scope],
         secrets: Callable[[Sequence[str]], Mapping[str, str]],
+        decided: Decided = lambda _subject: None,
     ) -> None:
-        """`secrets` gives values by name, `scope_of` what a step's expressions may refer to now."""
+        """`secrets` gives values by name, `scope_of` what a step's expressions may refer to now, `decided` what has
+        been approved or rejected."""
         self._run_id = run_id
         self._document = document
         self._workspace = workspace
-        self._policy = policy
+        self.guards = Guards(policy)
+        self.decided = decided
         self._observe = observe
         self._scope_of = scope_of
         self._load = secrets
         self._secrets: dict[str, str] = {}
-        self._processes: dict[bool, Processes] = {}
+        self._processes: dict[tuple[int, Trust, bool], Processes] = {}
         self._root = str(workspace.root.resolve())
         self.redactor = Redactor()
         self.stuck: dict[str, NeedsAttention] = {}
@@ -124,16 +128,30 @@ class Attempts:
         context = self._context(step, effects, token)
         operation = registry.get(step.instruction.op)
         parameters = resolved_parameters(step, scope)
+        guard = self.guards.of(step.scope.document.trust)
+        guard.check(step.id, operation, parameters, self.decided)
         if effects.irreversible:
             self._announce(step, context)
         if effects.predictable:
             outputs = operation.run(parameters, context)
-            self._workspace.apply(self._run_id, step.id, context.files.changes(), context.files.content_of)
+            changes = context.files.changes()
+            if not guard.idle:
+                self.check_changes(step, changes, contents_of(changes, self._workspace.tree, context.files))
+            self._workspace.apply(self._run_id, step.id, changes, context.files.content_of)
             dumped: dict[str, Any] = self.redactor.value(outputs.model_dump(mode="json"))
             return dumped
         done = self._watched(step, effects, lambda: operation.run(parameters, context).model_dump(mode="json"))
         masked: dict[str, Any] = self.redactor.value(done)
         return masked
+
+    def check_changes(self, step: Step, changes: Sequence[Change], content_of: Callable[[str], bytes]) -> None:
+        """Raises PolicyRefused or ApprovalNeeded where the changes must not stay, or not yet; see flows/guard.py."""
+        guard = self.guards.of(step.scope.document.trust)
+        try:
+            guard.check_changes(step.id, changes, content_of, self.decided)
+        except ApprovalNeeded as needed:
+            needed.patch, needed.message = self.redactor.text(needed.patch), self.redactor.text(needed.message)
+            raise
 
     def _announce(self, step: Step, context: Context) -> None:
         """Record durably, after all that the run has done so far, that something outside may change from now on."""
@@ -153,6 +171,7 @@ class Attempts:
         self._workspace.capture(self._run_id, step.id, areas, keeps_objects=effects.keeps_objects)
         outputs = act()
         changes = self._workspace.finish(self._run_id, step.id)
+        self.check_changes(step, changes, self._workspace.journal.content)
         self._note_excluded(step, outputs)
         if "changed" in outputs and not outputs["changed"]:  # a script cannot know
             outputs["changed"] = [printable(each.path) for each in changes if GIT not in each.path.split("/")]
@@ -169,6 +188,9 @@ class Attempts:
 
     def _context(self, step: Step, effects: Effects, token: CancelToken) -> Context:
         document, instruction = step.scope.document, step.instruction
+        policy = self.guards.of(document.trust).policy
+        for problem in filter(None, map(policy.secret_refusal, instruction.secrets)):
+            raise problem
         secrets = self._secrets_of(instruction.secrets)
         lock = self._workspace.journal.lock.descriptor  # what they start holds it until its end, also if this dies
         return Context(
@@ -180,17 +202,19 @@ class Attempts:
             cancel=token,
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
             root=self._workspace.root,
-            policy=self._policy,
-            processes=self._processes_that(lock, may_change=bool(effects.writes or effects.makes)),
-            repository=Repository(self._workspace.root, self._policy, lock=lock),
+            policy=policy,
+            processes=self._processes_for(document.trust, effects, lock),
+            repository=Repository(self._workspace.root, policy, lock=lock),
         )
 
-    def _processes_that(self, lock: int | None, *, may_change: bool) -> Processes:
-        """What starts the programs of this run, which may change the workspace or are known not to."""
-        if may_change not in self._processes:
-            made = Processes(require=self._policy.sandbox_require, lock=lock, tied=may_change)
-            self._processes.setdefault(may_change, made)  # steps begin in several threads
-        return self._processes[may_change]
+    def _processes_for(self, trust: Trust, effects: Effects, lock: int | None) -> Processes:
+        """What starts the programs of a step, which may change the workspace or is known not to."""
+        guard, may_change = self.guards.of(trust), bool(effects.writes or effects.makes)
+        kind = (guard.needed_level(effects), trust, may_change)
+        if kind not in self._processes:
+            made = Processes(require=kind[0], lock=lock, tied=may_change, limits=guard.limits)
+            self._processes.setdefault(kind, made)  # steps begin in several threads
+        return self._processes[kind]
 
     def _secrets_of(self, names: Collection[str]) -> dict[str, str]:
         missing = [name for name in names if name not in self._secrets]

@@ -16,11 +16,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError
-from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import Change, Overlay
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows.attempts import Attempts, Observer
 from quantum_orchestrator.flows.books import Books
+from quantum_orchestrator.flows.guard import ApprovalNeeded, contents_of
 from quantum_orchestrator.flows.plan import Graph, Step, resolved_parameters
 from quantum_orchestrator.flows.prediction import is_wanted
 from quantum_orchestrator.flows.results import DONE, EventKind, RunEvent, StepResult, StepStatus
@@ -70,6 +70,8 @@ class Batch:
     failed: list[tuple[Step, Exception]] = field(default_factory=list)
     left: list[Step] = field(default_factory=list)
     """Not done: what they wait for has failed, or the disk has refused the batch as a whole (`refused`)."""
+    alone: list[Step] = field(default_factory=list)
+    """Of those left, the ones that need an approval first."""
     refused: bool = False
     seconds: float = 0.0
     """Processor time that it took."""
@@ -82,14 +84,12 @@ class Batches:
         self,
         books: Books,
         workspace: Workspace,
-        policy: Policy,
         attempts: Attempts,
         observe: Observer,
         reusing: Reusing | None = None,
     ) -> None:
         self._books = books
         self._workspace = workspace
-        self._policy = policy
         self._attempts = attempts
         self._observe = observe
         self._reusing = reusing
@@ -135,6 +135,10 @@ class Batches:
         started = time.monotonic()
         try:
             result = self._result(step, work)
+        except ApprovalNeeded:
+            work.batch.left.append(step)
+            work.batch.alone.append(step)
+            work.stopped.add(step.id)
         except Exception as problem:
             work.batch.failed.append((step, self._attempts.explained(problem)))
             work.stopped.add(step.id)
@@ -150,18 +154,22 @@ class Batches:
         verdict = None if self._reusing is None else self._reusing.verdict(step, scope, work.total)
         if verdict is not None and verdict.reused:
             return StepResult.reused(step.id, step.instruction.op, verdict.outputs, verdict.reason)
-        layer = Overlay(work.total)
+        layer, guard = Overlay(work.total), self._attempts.guards.of(step.scope.document.trust)
         context = Context(
             layer,
             step_id=step.id,
             set_name=step.scope.document.name,
             run_id=self._books.run_id,
-            policy=self._policy,
+            policy=guard.policy,
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, step.instruction.op, line)),
         )
         self._observe(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
-        outputs: Outputs = registry.get(step.instruction.op).run(resolved_parameters(step, scope), context)
+        operation, parameters = registry.get(step.instruction.op), resolved_parameters(step, scope)
+        guard.check(step.id, operation, parameters, self._attempts.decided)
+        outputs: Outputs = operation.run(parameters, context)
         changes = layer.changes()
+        if not guard.idle:
+            self._attempts.check_changes(step, changes, contents_of(changes, work.total, layer))
         work.total.apply(changes, layer.content_of)
         work.changes.append((step.id, changes))
         dumped = self._attempts.redactor.value(outputs.model_dump(mode="json"))

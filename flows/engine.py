@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,6 +45,7 @@ from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Conflicted, 
 from quantum_orchestrator.flows.batching import BATCH_FROM, Batch, Batches, BatchSize, is_cheap
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, InstructionSet, OnFailure, RollbackTo, Trust
+from quantum_orchestrator.flows.guard import ApprovalNeeded
 from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
@@ -161,6 +162,8 @@ class RunSettings:
     actor: str = "unknown"
     ask: Callable[[str, str], bool | None] | None = None
     """Asks a person at a terminal: step id and message to yes, no, or None for no answer."""
+    decided: Callable[[str, bool], None] = lambda _subject, _approved: None
+    """Hears of what was approved or rejected while it ran: a step, or `step@digest` for a content."""
     secrets: Callable[[Sequence[str]], Mapping[str, str]] = lambda _names: {}
     """Values of secrets by name."""
     reuse: Wishes = field(default_factory=Wishes)
@@ -223,9 +226,10 @@ class Run:
             observe=self.observe,
             scope_of=self.books.scope,
             secrets=settings.secrets,
+            decided=lambda subject: self._decisions.get(subject),
         )
         self._reusing = self._with_reuse()
-        self._batches = Batches(self.books, workspace, policy, self._attempts, self.observe, self._reusing)
+        self._batches = Batches(self.books, workspace, self._attempts, self.observe, self._reusing)
         self._sizes: dict[_Kind, BatchSize] = {is_cheap: BatchSize(), is_quiet: BatchSize(SCRIPTS_SECONDS)}
         self.worked: dict[str, Seconds] = {}
         """How long the last try of each step took that had a task run of its own, without Prefect's part."""
@@ -500,6 +504,8 @@ class Run:
 
     def _kind(self, graph: Graph, step: Step) -> _Kind | None:
         """What says that a step may be a member of a batch; None if it goes alone."""
+        if self._attempts.guards.of(step.scope.document.trust).asks_for(step.instruction.op):
+            return None
         recorded = self.books.recorded.get(step.id)
         had_failed = recorded is not None and recorded.status == StepStatus.FAILED
         if step.id in self._alone or had_failed:
@@ -533,8 +539,7 @@ class Run:
                 continue
             kind, message = EventKind.STEP_FINISHED, result.said
             self.observe(RunEvent(kind, result.id, result.op, message, result.status, result.duration_s))
-        if batch.refused:
-            self._alone.update(step.id for step in steps)
+        self._alone.update(step.id for step in (steps if batch.refused else batch.alone))
         return batch
 
     async def _run_scripts(
@@ -593,9 +598,15 @@ class Run:
             await self._run_expansion(step, stop)
         else:
             await self._decide_approval(step, stop)
-            async with self._places:
-                stop.check()
-                await self._run_operation(step, after, started, stop)
+            while True:
+                try:
+                    async with self._places:
+                        stop.check()
+                        await self._run_operation(step, after, started, stop)
+                except ApprovalNeeded as needed:
+                    await self._decide(step, needed.subject, needed.message, stop, needed.as_json())
+                else:
+                    return
 
     async def _take_recorded(self, step: Step, stop: Stop) -> bool:
         """Whether the step ended before this process came, other than by success or by failing the run.
@@ -625,6 +636,8 @@ class Run:
         result.reason = None if verdict is None else verdict.reason
         why = DONE_BEFORE if recorded is not None else verdict.reason if verdict is not None and verdict.reused else ""
 
+        asked: list[ApprovalNeeded] = []
+
         async def attempt() -> Outputs:
             if recorded is not None:
                 return recorded.outputs or {}
@@ -633,11 +646,11 @@ class Run:
             result.attempts += 1
             if result.attempts > 1:
                 self.observe(RunEvent(EventKind.STEP_RETRIED, step.id, step.instruction.op, f"try {result.attempts}"))
-            return await self._attempt(step, stop)
+            return await self._attempt(step, stop, asked)
 
         if self._runner is None:
             raise QuantumError("a run without a runner cannot run steps")
-        outputs = await stop.wait(partial(self._runner.run, step, attempt, after, reuse=why))
+        outputs = await _unless_asked(asked, stop, partial(self._runner.run, step, attempt, after, reuse=why))
         if recorded is not None:
             self.books.set(StepResult.of(recorded))
             return
@@ -656,12 +669,16 @@ class Run:
         verdict: Verdict | None = await self._in_thread(partial(self._reusing.verdict, step, self.books.scope(step)))
         return verdict
 
-    async def _attempt(self, step: Step, stop: Stop) -> Outputs:
+    async def _attempt(self, step: Step, stop: Stop, asked: list[ApprovalNeeded]) -> Outputs:
         """One try, in a thread. A cancellation (Prefect's time-out) ends the operation, and then undoes it."""
         if step.id in self._attempts.stuck:
             raise self._attempts.stuck[step.id]
         started = time.monotonic()
-        outputs = await self._in_a_step_thread(partial(self._attempts.make, step), stop)
+        try:
+            outputs = await self._in_a_step_thread(partial(self._attempts.make, step), stop)
+        except ApprovalNeeded as needed:
+            asked.append(needed)
+            raise
         self.worked[step.id] = time.monotonic() - started
         return outputs
 
@@ -820,19 +837,29 @@ class Run:
         decision = self._decisions.get(step.id)
         if decision is None:
             message = str(getattr(resolved_parameters(step, self.books.scope(step)), "message", ""))
-            decision = await self._ask(step, message, stop)
-            if decision is None:
-                self.observe(RunEvent(EventKind.AWAITING_APPROVAL, step.id, "approval", message))
-                awaiting = StepResult(step.id, "approval", StepStatus.AWAITING_APPROVAL)
-                self.books.results[step.id] = awaiting
-                self.journal.record_step(self.id, awaiting.record())
-                raise ApprovalAwaited(step, message)
-            self.journal.decide(self.id, step.id, approved=decision, actor=self.settings.actor)
+            decision = await self._decide(step, step.id, message, stop)
         if not decision:
             raise OperationError("the approval was rejected", hint="")
 
+    async def _decide(
+        self, step: Step, subject: str, message: str, stop: Stop, about: Mapping[str, Any] | None = None
+    ) -> bool:
+        """What somebody who can be asked now has decided, on record. Raises ApprovalAwaited where nobody can."""
+        decision = await self._ask(step, message, stop)
+        if decision is None:
+            operation = step.instruction.op
+            self.observe(RunEvent(EventKind.AWAITING_APPROVAL, step.id, operation, message))
+            awaiting = StepResult(step.id, operation, StepStatus.AWAITING_APPROVAL, outputs=about)
+            self.books.results[step.id] = awaiting
+            self.journal.record_step(self.id, awaiting.record())
+            raise ApprovalAwaited(step, message)
+        self.journal.decide(self.id, subject, approved=decision, actor=self.settings.actor)
+        self._decisions[subject] = decision
+        self.settings.decided(subject, decision)
+        return decision
+
     async def _ask(self, step: Step, message: str, stop: Stop) -> bool | None:
-        if self.settings.approve and self.document.trust is Trust.TRUSTED:
+        if self.settings.approve and step.scope.document.trust is Trust.TRUSTED:
             return True
         if self.settings.ask is None:
             return None
@@ -891,6 +918,17 @@ def why_none_ran(steps: Sequence[Step], known: Collection[str], ended: Sequence[
         return ""
     reasons = list(dict.fromkeys([*(result.reason or "" for result in reused), *([DONE_BEFORE] if known else [])]))
     return reasons[0] + (f" and {len(reasons) - 1} other reasons" if len(reasons) > 1 else "")
+
+
+async def _unless_asked(
+    asked: list[ApprovalNeeded], stop: Stop, work: Callable[[], Coroutine[Any, Any, Outputs]]
+) -> Outputs:
+    """What the work gives. Raises ApprovalNeeded, which the runner may know as an interruption only."""
+    try:
+        return await stop.wait(work)
+    except Interrupted:
+        stop.check()
+        raise asked[-1] if asked else Interrupted from None
 
 
 def was_cut_short(record: RunRecord) -> bool:

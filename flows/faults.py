@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-from quantum_orchestrator.blocks.errors import InvalidInput
+from quantum_orchestrator.blocks.errors import InvalidInput, PolicyRefused
 from quantum_orchestrator.blocks.json_text import JsonText, escape, line_column, scan
 
 MOST_FAULTS = 1_000
@@ -65,8 +65,10 @@ class Fault:
 class InvalidSet(InvalidInput):
     """A document that cannot be run. `faults` has every reason, in the order of the document."""
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
+    def __init__(self, faults: Iterable[Fault], *, by_policy: bool = False) -> None:
+        """`by_policy`: the policy refuses some of it."""
         self.faults = list(faults)
+        self.by_policy = by_policy
         super().__init__("\n".join(map(str, self.faults)))
 
     def as_json(self) -> list[FaultJson]:
@@ -96,6 +98,8 @@ class Faults:
         self._found: dict[_Found, None] = {}  # a set that keeps its order
         self._others: list[Fault] = []  # of called files, their places known
         self._comparisons = 0
+        self.refused = False
+        """Whether the policy has refused any of it."""
 
     def add(
         self, pointer: str, message: str, *, hint: str = "", at_key: bool = False, offset: int | None = None
@@ -106,6 +110,11 @@ class Faults:
         """
         if not self.full:
             self._found[_Found(pointer, message, hint, at_key, offset)] = None
+
+    def refuse(self, pointer: str, error: PolicyRefused) -> None:
+        """Note something that the policy refuses."""
+        self.refused = True
+        self.add(pointer, error.message, hint=error.hint)
 
     def add_all(self, faults: Iterable[Fault]) -> None:
         """Note faults of another file."""

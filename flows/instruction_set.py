@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.flows import expressions, judge, reading
 from quantum_orchestrator.flows.document import (
     Duration,
@@ -32,23 +33,29 @@ def load(
     file: str = STDIN,
     folder: Path | None = None,
     trust: Trust = Trust.TRUSTED,
+    policy: Policy | None = None,
 ) -> InstructionSet:
-    """The instruction set in a document. Raises InvalidSet with every fault.
+    """The instruction set in a document. Raises InvalidSet with every fault, and with all that the policy refuses.
 
     `file` is what faults name. `folder` is where the files are that the set calls: the folder of the set itself, None
     when it came without one. `trust` is the most that the source deserves; a document may claim less, never more.
     """
     raw, faults = reading.parse(document, file)
     path = folder / Path(file).name if folder is not None and file != STDIN else None
-    return judge.judge(raw, faults, folder, trust, path)
+    return judge.judge(raw, faults, folder, trust, path, policy)
 
 
 def load_object(
-    value: object, *, file: str = "<object>", folder: Path | None = None, trust: Trust = Trust.TRUSTED
+    value: object,
+    *,
+    file: str = "<object>",
+    folder: Path | None = None,
+    trust: Trust = Trust.TRUSTED,
+    policy: Policy | None = None,
 ) -> InstructionSet:
     """The same for a document that was parsed elsewhere; its faults have pointers, and no lines."""
     raw, faults = reading.plain_object(value, file)
-    return judge.judge(raw, faults, folder, trust, None)
+    return judge.judge(raw, faults, folder, trust, None, policy)
 
 
 def called_set(instruction: Instruction) -> InstructionSet:

@@ -17,15 +17,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.paths import fold
+from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.flows import expressions, inputs, reading, schema, wording
 from quantum_orchestrator.flows.document import CHECKPOINT, Instruction, InstructionSet, Trust
 from quantum_orchestrator.flows.expressions import STEP_FIELDS, Expression, ExpressionError, Names
 from quantum_orchestrator.flows.faults import Faults, InvalidSet, child_pointer, described, pointer_of, shown
+from quantum_orchestrator.flows.guard import Finding, Guards
 from quantum_orchestrator.flows.reading import Raw
 from quantum_orchestrator.flows.wording import Parts, Problem
 from quantum_orchestrator.tasks import registry
-from quantum_orchestrator.tasks.operation import AnyOperation, Parameters
+from quantum_orchestrator.tasks.operation import UNKNOWN, AnyOperation, Parameters
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -35,7 +38,8 @@ Place = tuple[str, str, Parts]
 EVALUATED = ("with", "when", "for_each")
 """The keys of an instruction whose expressions are evaluated. `reads` and `writes` must be known before."""
 STARTS_PROGRAMS = ("script.run", "quality.test")
-NEEDED_LEVEL = 3
+LENIENT = Policy(lenient=True)
+"""Judged by this, nothing is refused: for whoever asks afterwards what a policy says of each step."""
 LATER_OPERATIONS = re.compile(r"llm\..*|quality\.(?:refactor|gate)")
 SIMPLE = frozenset(
     ("id", "op", "with", "needs", "retries", "retry_delay", "timeout", "resources", "description", "tags", "on_error")
@@ -53,6 +57,7 @@ class Shared:
 
     operations: dict[str, AnyOperation | None] = field(default_factory=dict)
     spellings: Spellings = field(default_factory=lambda: Spellings())
+    guards: Guards = field(default_factory=lambda: Guards(Policy()))
     calls: int = 0
     completions: list[tuple[Raw, Raw]] = field(default_factory=list)
     """Parts of documents, with what they become once everything is known to be right."""
@@ -108,6 +113,7 @@ class SetJudge:
         self.shared = shared
         self.untrusted = around.trust is Trust.UNTRUSTED or raw.get("trust") == Trust.UNTRUSTED
         self.around = replace(around, trust=Trust.UNTRUSTED) if self.untrusted else around
+        self.guard = shared.guards.of(self.around.trust)
         self.model = _model_of(InstructionSet, {key: value for key, value in raw.items() if key != "$schema"})
         """The document as a model; None where its shape is wrong."""
 
@@ -119,9 +125,7 @@ class SetJudge:
         self._workspace()
         self._inputs()
         self._env()
-        if self.untrusted and raw.get("secrets"):
-            hint = "take the secrets out, or run the set as a trusted one"
-            self.faults.add(self._at("secrets"), "an untrusted set gets no secrets", hint=hint, at_key=True)
+        self._refuse_secrets(raw.get("secrets"), self._at("secrets"))
         visible = Visible({}, _names(raw, "inputs"), _names(raw, "env"), _names(raw, "secrets"))
         models = () if self.model is None else self.model.instructions
         self._list(raw.get("instructions"), self._at("instructions"), visible, models)
@@ -258,7 +262,8 @@ class SetJudge:
         parameters = raw.get("with", {})
         built = None
         if operation is not None and isinstance(parameters, dict):
-            built = self._parameters(operation, parameters, pointer, given="with" in raw)
+            built, right = self._parameters(operation, parameters, pointer, given="with" in raw)
+            self._policy(operation, parameters if right else None, pointer)
         waits = self._needs(raw, pointer, own)
         if built is not None and raw.get("op") != CALL and expressions.is_literal(parameters):
             for each in model:
@@ -300,13 +305,6 @@ class SetJudge:
         if not isinstance(name, str):
             return None
         pointer = f"{pointer}/op"
-        if self.untrusted and name in STARTS_PROGRAMS:
-            self.faults.add(
-                pointer,
-                f"{name} starts programs that the set chooses: for an untrusted set that needs sandbox level "
-                f"{NEEDED_LEVEL}, which this version does not have",
-                hint="take the step out, or run the set as a trusted one",
-            )
         if name not in self.shared.operations:
             self.shared.operations[name] = _operation_named(name)
         operation = self.shared.operations[name]
@@ -319,8 +317,10 @@ class SetJudge:
             return "this version does not have it yet"
         return self.faults.nearest(name, registry.every()) or "`qo ops` lists the operations"
 
-    def _parameters(self, operation: AnyOperation, parameters: Raw, pointer: str, *, given: bool) -> Parameters | None:
-        """Judge the parameters. What they are once built, where they are right as they stand."""
+    def _parameters(
+        self, operation: AnyOperation, parameters: Raw, pointer: str, *, given: bool
+    ) -> tuple[Parameters | None, bool]:
+        """Judge the parameters. What they are once built, where that can be known, and whether they are right."""
         judge = schema.schema_of(operation)
         built, problems = judge.judge(parameters, self.faults.nearest)
         refused = set()
@@ -329,7 +329,7 @@ class SetJudge:
                 refused.add(parts)
         others = [each for each in problems if each.parts not in refused]  # a model may judge its paths too
         self._note(others, f"{pointer}/with" if given else pointer)
-        return None if refused else built
+        return None if refused else built, not problems
 
     def _path(self, path: str, kind: schema.PathFormat, pointer: str, parts: Parts) -> bool:
         """Judge a literal path in an instruction's `with`. Whether its spelling is fine."""
@@ -360,11 +360,36 @@ class SetJudge:
         secrets = raw.get("secrets")
         for index, name in enumerate(secrets if isinstance(secrets, list) else ()):
             place = f"{pointer}/secrets/{index}"
-            if self.untrusted:
-                self.faults.add(place, "an untrusted set gets no secrets", hint="take the secrets out")
-            elif isinstance(name, str) and name not in visible.secrets:
+            if isinstance(name, str) and name not in visible.secrets:
                 hint = self.faults.nearest(name, visible.secrets) or "declare it in the set's `secrets`"
                 self.faults.add(place, f"secret {shown(name)} is not declared", hint=hint)
+
+    def _refuse_secrets(self, names: object, pointer: str) -> None:
+        """Those that the set declares; its steps can name no others."""
+        for index, name in enumerate(names if isinstance(names, list) else ()):
+            problem = self.guard.policy.secret_refusal(name) if isinstance(name, str) else None
+            if problem is not None:
+                self.faults.refuse(f"{pointer}/{index}", problem)
+
+    # The policy.
+
+    def _policy(self, operation: AnyOperation, parameters: Raw | None, pointer: str) -> None:
+        """What the policy refuses of an instruction, as far as it is known now. A called set answers for itself."""
+        if self.guard.idle:
+            return
+        given = parameters if operation.name != CALL else None
+        known = None if given is None else _known_parameters(operation, given)
+        for finding in self.guard.findings(operation, known):
+            self.faults.refuse(f"{pointer}{self._place_of(finding, operation, given or {})}", finding.error)
+
+    def _place_of(self, finding: Finding, operation: AnyOperation, parameters: Raw) -> str:
+        places = {"op": "/op", "program": "/with/argv/0", "host": "/with/url", "network": "/op"}
+        if finding.part == "program" and "argv" not in parameters:
+            return "/with/shell"
+        if finding.part != "path":
+            return places[finding.part]
+        found = schema.schema_of(operation).paths.find(parameters)
+        return next((f"/with{pointer_of(parts)}" for parts, path, _ in found if path == finding.value), "/with")
 
     def _globs(self, raw: Raw, pointer: str) -> None:
         for key in ("reads", "writes"):
@@ -515,6 +540,7 @@ class CallJudge:
             return None
         SetJudge(raw, "", faults, around, self.shared).judge()
         self.faults.add_all(faults.placed() if faults else ())
+        self.faults.refused |= faults.refused
         rest = {key: value for key, value in self.parameters.items() if key != "file"}
         self.shared.completions.append((self.parameters, {**rest, "set": raw}))
         return raw
@@ -565,14 +591,16 @@ class CallJudge:
             self.faults.add(place, each.message, hint=each.hint, at_key=each.at_key)
 
 
-def judge(raw: Raw, faults: Faults, folder: Path | None, trust: Trust, path: Path | None) -> InstructionSet:
+def judge(
+    raw: Raw, faults: Faults, folder: Path | None, trust: Trust, path: Path | None, policy: Policy | None = None
+) -> InstructionSet:
     """The set that a document is, called files read in. Raises InvalidSet with every fault."""
-    shared = Shared()
+    shared = Shared(guards=Guards(policy or Policy()))
     around = Surroundings(folder, trust, (path,) if path else ())
     judged = SetJudge(raw, "", faults, around, shared)
     judged.judge()
     if faults:
-        raise InvalidSet(faults.placed())
+        raise InvalidSet(faults.placed(), by_policy=faults.refused)
     if judged.model is not None and not shared.completions:
         return judged.model
     for part, completed in shared.completions:
@@ -611,6 +639,23 @@ def _operation_named(name: object) -> AnyOperation | None:
     try:
         return registry.get(name) if isinstance(name, str) else None
     except registry.UnknownOperation:
+        return None
+
+
+def _known_parameters(operation: AnyOperation, parameters: Raw) -> Parameters | None:
+    """The parameters, with UNKNOWN for what an expression gives; None where they are wrong, which is told already."""
+    known: dict[str, Any] = {}
+    unknown: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if any(expressions.texts(value)):
+            unknown[name] = UNKNOWN
+        else:
+            known[name] = value
+    try:
+        if unknown:
+            return operation.parameters.model_construct(**known, **unknown)
+        return schema.build_parameters(operation, known)
+    except OperationError:
         return None
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from quantum_orchestrator.blocks.errors import InvalidInput, OperationError
 from quantum_orchestrator.blocks.tree import ROOT, join
 from quantum_orchestrator.flows import expressions
-from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Order
+from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Order, Trust
 from quantum_orchestrator.flows.expressions import MISSING, Scope
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import dependencies, names_nothing
@@ -284,6 +284,8 @@ def _own_effects(step: Step, scope: Scope) -> Effects:
         effects = operation.effects(partial_parameters(operation, instruction, scope))
     except Unknown:
         return Effects((EVERYTHING,), (EVERYTHING,), predictable=False)
+    if step.scope.document.trust is Trust.UNTRUSTED:
+        return effects  # what it says of itself is no reason to look at less of what it has changed
     return narrowed(effects, instruction)
 
 

@@ -10,14 +10,15 @@ Nothing here writes; the disk is seen only through the tree that is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from quantum_orchestrator.blocks.errors import OperationError, QuantumError
+from quantum_orchestrator.blocks.errors import OperationError, PolicyRefused, QuantumError
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import ROOT, Change, Overlay, Tree, ancestors, folders_above
 from quantum_orchestrator.flows import expressions
 from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, OnFailure, RollbackTo
+from quantum_orchestrator.flows.guard import ApprovalNeeded, Guards, contents_of
 from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
@@ -47,6 +48,10 @@ class PredictedStep:
     changes: tuple[Change, ...] = ()
     may_write: tuple[str, ...] = ()
     reason: str = ""
+    refused: str = ""
+    """The setting that refuses it, if that is why it fails."""
+    approval: str = ""
+    """What somebody must approve before it, if the policy says so."""
 
 
 @dataclass(slots=True)
@@ -77,6 +82,9 @@ class Prediction:
         return [] if on_failure is OnFailure.ROLLBACK else self.changes
 
 
+CALL = "call"
+
+
 class _StepFailed(Exception):
     def __init__(self, step: PredictedStep) -> None:
         super().__init__(step.reason)
@@ -90,22 +98,32 @@ def predict(
     policy: Policy | None = None,
     run: Mapping[str, Any] | None = None,
     judge: Judge | None = None,
+    to_the_end: bool = False,
 ) -> Prediction:
     """Run the graph's steps on an overlay over `tree`, which is only read.
 
     `judge` says of a step whether it is reused, if that is asked for, where the tree is as it is when its turn comes.
+    With `to_the_end`, a step that fails does not end it: whoever asks wants to know something of every step.
     """
-    return _DryRun(graph, tree, policy or Policy(), run, judge).predict()
+    return _DryRun(graph, tree, policy or Policy(), run, judge, to_the_end=to_the_end).predict()
 
 
 class _DryRun:
     def __init__(
-        self, graph: Graph, tree: Tree, policy: Policy, run: Mapping[str, Any] | None, judge: Judge | None
+        self,
+        graph: Graph,
+        tree: Tree,
+        policy: Policy,
+        run: Mapping[str, Any] | None,
+        judge: Judge | None,
+        *,
+        to_the_end: bool,
     ) -> None:
         self._judge = judge
+        self._to_the_end = to_the_end
         self._graph = graph
         self._total = Overlay(tree)
-        self._policy = policy
+        self._guards = Guards(policy)
         self._run = run
         self._unknown: set[str] = set()  # paths that a deferred step may have changed
         self._above_unknown: set[str] = set()
@@ -130,7 +148,7 @@ class _DryRun:
 
     def _handle(self, step: Step, predicted: PredictedStep) -> None:
         handler = step.instruction.on_error
-        if handler == "fail":
+        if handler == "fail" and not self._to_the_end:
             raise _StepFailed(predicted)
         if isinstance(handler, ErrorHandler):
             self._run_inner(handler_steps(step, handler))
@@ -154,14 +172,15 @@ class _DryRun:
                 if verdict.reused:
                     return self._finish(step, StepStatus.REUSED, outputs=verdict.outputs, reason=verdict.reason)
             if not effects.predictable:
-                return self._deferred(step, effects, "")
+                return self._acts_by_itself(step, scope, effects)
             if touched is not None:
                 return self._deferred(step, effects, f"{touched} depends on a deferred step")
             return self._ran(step, scope)
         except Unknown:
             return self._deferred(step, effects_of(step), "it refers to a deferred step")
         except QuantumError as error:
-            return self._finish(step, StepStatus.FAILED, reason=error.message)
+            failed = self._finish(step, StepStatus.FAILED, reason=error.message)
+            return replace(failed, refused=error.hint) if isinstance(error, PolicyRefused) else failed
 
     def _expanded(self, step: Step) -> PredictedStep:
         expansion = expand_step(step, self._values.view(step.scope.prefixes), self._run or {})
@@ -184,14 +203,31 @@ class _DryRun:
         return self._finish(step, StepStatus.SUCCEEDED)
 
     def _ran(self, step: Step, scope: expressions.Scope) -> PredictedStep:
-        layer = Overlay(self._total)
-        context = Context(layer, step_id=step.id, set_name=step.scope.document.name, policy=self._policy)
-        outputs = registry.get(step.instruction.op).run(resolved_parameters(step, scope), context)
+        layer, guard = Overlay(self._total), self._guards.of(step.scope.document.trust)
+        context = Context(layer, step_id=step.id, set_name=step.scope.document.name, policy=guard.policy)
+        operation, parameters = registry.get(step.instruction.op), resolved_parameters(step, scope)
+        approval = _asked(lambda: guard.check(step.id, operation, parameters, _nobody_has_decided))
+        outputs = operation.run(parameters, context)
         changes = layer.changes()
+        contents = contents_of(changes, self._total, layer)
+        approval += _asked(lambda: guard.check_changes(step.id, changes, contents, _nobody_has_decided))
         self._total.apply(changes, layer.content_of)
         if step.instruction.op == CHECKPOINT:
             self._prediction.checkpoints[outputs.model_dump()["name"]] = self._total.changes()
-        return self._finish(step, StepStatus.SUCCEEDED, tuple(changes), outputs.model_dump(mode="json"))
+        finished = self._finish(step, StepStatus.SUCCEEDED, tuple(changes), outputs.model_dump(mode="json"))
+        return replace(finished, approval=approval) if approval else finished
+
+    def _acts_by_itself(self, step: Step, scope: expressions.Scope, effects: Effects) -> PredictedStep:
+        guard = self._guards.of(step.scope.document.trust)
+        if guard.idle or step.instruction.op == CALL:
+            return self._deferred(step, effects, "")
+        operation = registry.get(step.instruction.op)
+        try:
+            parameters = resolved_parameters(step, scope)
+        except Unknown:
+            return self._deferred(step, effects, "it refers to a deferred step")
+        approval = _asked(lambda: guard.check(step.id, operation, parameters, _nobody_has_decided))
+        return replace(self._deferred(step, effects, ""), approval=approval)
 
     def _deferred(self, step: Step, effects: Effects, reason: str) -> PredictedStep:
         written = tuple(dict.fromkeys([*(access.path for access in effects.writes), *effects.makes]))
@@ -215,6 +251,19 @@ class _DryRun:
         for path in [*(access.path for access in (*effects.reads, *effects.writes)), *effects.makes]:
             if path in self._above_unknown or not self._unknown.isdisjoint((ROOT, *ancestors(path), path)):
                 yield path
+
+
+def _nobody_has_decided(_subject: str) -> None:
+    return None
+
+
+def _asked(check: Callable[[], None]) -> str:
+    """What the check asks an approval for. Raises PolicyRefused."""
+    try:
+        check()
+    except ApprovalNeeded as needed:
+        return needed.message
+    return ""
 
 
 def _taken_back(step: PredictedStep) -> PredictedStep:

@@ -32,6 +32,7 @@ from quantum_orchestrator.tasks.operation import (
     Operation,
     Outputs,
     Parameters,
+    Reach,
     operation,
 )
 
@@ -58,6 +59,10 @@ class Fetch(Operation[RemoteParameters, FetchOutputs]):
     def effects(self, parameters: RemoteParameters) -> Effects:
         """Writes the repository."""
         return WRITES_GIT
+
+    def reach(self, parameters: RemoteParameters) -> Reach:
+        """Another repository."""
+        return Reach(network=True)
 
     def run(self, parameters: RemoteParameters, context: Context) -> FetchOutputs:
         """Raises OperationError when the remote cannot be reached, PolicyRefused for its protocol."""
@@ -93,6 +98,10 @@ class Push(Operation[RemoteParameters, PushOutputs]):
         return Effects(
             reads=(GIT_FOLDER,), writes=(GIT_FOLDER,), predictable=False, keeps_objects=True, irreversible=True
         )
+
+    def reach(self, parameters: RemoteParameters) -> Reach:
+        """Another repository."""
+        return Reach(network=True)
 
     def run(self, parameters: RemoteParameters, context: Context) -> PushOutputs:
         """Raises OperationError when the remote cannot be reached or rejects it, PolicyRefused for its protocol."""
@@ -209,6 +218,10 @@ class Clone(Operation[CloneParameters, CloneOutputs]):
     def effects(self, parameters: CloneParameters) -> Effects:
         """Writes the folder."""
         return Effects(writes=(Access(parameters.path, subtree=True),), predictable=False)
+
+    def reach(self, parameters: CloneParameters) -> Reach:
+        """Another repository."""
+        return Reach(network=True)
 
     def run(self, parameters: CloneParameters, context: Context) -> CloneOutputs:
         """Raises PolicyRefused for the protocol, OperationError when it fails or something is at `path`."""

@@ -25,6 +25,7 @@ from quantum_orchestrator.tasks.operation import (
     Operation,
     Outputs,
     Parameters,
+    Reach,
     Unknown,
     operation,
 )
@@ -126,6 +127,16 @@ class Request(Operation[RequestParameters, RequestOutputs]):
             return Effects(predictable=False, irreversible=parameters.method not in SAFE)
         except Unknown:
             return Effects(predictable=False, irreversible=True)
+
+    def reach(self, parameters: RequestParameters) -> Reach:
+        """The host."""
+        import httpx  # which sends it, and so must say where to
+
+        try:
+            host = httpx.URL(str(parameters.url)).host.rstrip(".")
+        except httpx.InvalidURL:
+            host = ""  # refused when it is sent
+        return Reach(hosts=(host,) if host else (), network=True)
 
     def run(self, parameters: RequestParameters, context: Context) -> RequestOutputs:
         """Send it. Raises PolicyRefused, TimedOut, or OperationError for what failed and for an unexpected status."""

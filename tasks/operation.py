@@ -134,6 +134,18 @@ class Effects:
             _require_known(path)
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What an instruction uses beside the workspace's files, known before it runs; the policy decides by it."""
+
+    programs: tuple[str, ...] = ()
+    """Programs that the instruction chooses, by their first word."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that it sends requests to."""
+    network: bool = False
+    """Whether it reaches other machines."""
+
+
 class CancelToken:
     """Says that the run wants an operation to end. Long operations wait on it instead of sleeping."""
 
@@ -239,6 +251,10 @@ class Operation(ABC, Generic[ParametersT, OutputsT]):
     @abstractmethod
     def effects(self, parameters: ParametersT) -> Effects:
         """What it touches. Pure: no disk, no clock. A parameter that is not known yet raises Unknown on use."""
+
+    def reach(self, parameters: ParametersT) -> Reach:
+        """What it uses beside the workspace's files. A parameter that is not known yet raises Unknown on use."""
+        return Reach()
 
     @abstractmethod
     def run(self, parameters: ParametersT, context: Context) -> OutputsT:

@@ -134,8 +134,8 @@ async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended
     async def step() -> Any:
         try:
             outputs = await attempt()
-        except Interrupted:
-            return Cancelled(message="the run was interrupted")
+        except Interrupted as ended:
+            return Cancelled(message=str(ended) or "the run was interrupted")
         if options.reuse:  # Prefect has lost its result, or has it in another place: the journal decides
             return done_before(outputs, options.reuse)
         return outputs

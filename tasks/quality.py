@@ -33,6 +33,7 @@ from quantum_orchestrator.tasks.operation import (
     Operation,
     Outputs,
     Parameters,
+    Reach,
     operation,
 )
 from quantum_orchestrator.tasks.scratch import (
@@ -507,6 +508,10 @@ class RunTests(Operation[RunTestsParameters, RunTestsOutputs]):
     def effects(self, parameters: RunTestsParameters) -> Effects:
         """Anything: the step's own `reads` and `writes` narrow it."""
         return Effects(reads=(EVERYTHING,), writes=(EVERYTHING,), predictable=False)
+
+    def reach(self, parameters: RunTestsParameters) -> Reach:
+        """The program."""
+        return Reach(programs=(parameters.argv[0],))
 
     def run(self, parameters: RunTestsParameters, context: Context) -> RunTestsOutputs:
         """Run them. Raises OperationError if a test fails, if none is found, or if the program fails."""

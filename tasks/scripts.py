@@ -28,6 +28,7 @@ from quantum_orchestrator.tasks.operation import (
     Operation,
     Outputs,
     Parameters,
+    Reach,
     operation,
 )
 
@@ -96,6 +97,11 @@ class Run(Operation[RunParameters, RunOutputs]):
         """Everything, unless the instruction narrows it."""
         irreversible = bool(parameters.network)
         return Effects(reads=(EVERYTHING,), writes=(EVERYTHING,), predictable=False, irreversible=irreversible)
+
+    def reach(self, parameters: RunParameters) -> Reach:
+        """The program; the network where it says so."""
+        argv = parameters.argv
+        return Reach(programs=(argv[0],) if argv else ("sh",), network=bool(parameters.network))
 
     def run(self, parameters: RunParameters, context: Context) -> RunOutputs:
         """Raises TimedOut, Interrupted, or OperationError when it ends with another code than expected."""

@@ -148,6 +148,18 @@ class TestApprovals:
         assert qo.files == {}
         qo("reject").exits(3).says("decided already")
 
+    def test_an_untrusted_set_waits_with_a_file_that_tools_execute(self, qo: Qo) -> None:
+        make = {"id": "make", "op": "file.write", "with": {"path": "Makefile", "content": "all:\n"}}
+        said = qo("run", qo.set(NOTE, make), "--untrusted", "--yes").exits(5)
+        said.says("? make  awaits approval: it changes files that need an approval").says("Makefile is new (sha256 ")
+        about = qo("status", "--json").json["approvals"]["make"]
+        assert about["files"][0]["after"]["sha256"] in about["message"]
+        qo("show").exits(0).prints("Makefile is new (sha256 ")
+        qo("diff").exits(0).prints("# step make waits: ").prints("+++ b/Makefile\n@@ -0,0 +1 @@\n+all:\n")
+        assert qo.files == {"note.txt": "hello\n"}
+        qo("approve").exits(0).prints("committed: run ")
+        assert qo.files == {"Makefile": "all:\n", "note.txt": "hello\n"}
+
     def test_yes_approves_in_advance_but_not_for_untrusted_sets(self, qo: Qo) -> None:
         qo("run", qo.set(SIGN, SHIP), "--yes").exits(0)
         said = qo("run", qo.set(SIGN, SHIP, trust="untrusted"), "--yes").exits(5)
