@@ -15,9 +15,9 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
             "qo run tour.json",
             "qo run deploy.json --input service=api --workspace ../shop",
             "generate | qo run - --json",
+            "qo run tour.json --follow",
+            "qo run tour.json --json-stream | jq -c 'select(.event == \"step_finished\") | [.step, .outputs]'",
             "qo run --plan p.plan",
         ),
     ),
@@ -68,13 +70,13 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
         ),
     ),
     "logs": ("cli_journal:logs", RUNS, ("qo logs", "qo logs -f")),
-    "approve": ("cli_runs:approve", RUNS, ("qo approve", "qo approve 20260102-030405 sign-off")),
+    "approve": ("cli_runs:approve", RUNS, ("qo approve", "qo approve 20260102-030405 sign-off", "qo approve --follow")),
     "reject": ("cli_runs:reject", RUNS, ("qo reject", "qo reject 20260102-030405 sign-off")),
     "cancel": ("cli_runs:cancel", RUNS, ("qo cancel",)),
     "resume": (
         "cli_recovery:resume",
         RUNS,
-        ("qo resume", "qo resume 20260102-030405", "qo resume 20260102-030405 --from tests"),
+        ("qo resume", "qo resume 20260102-030405", "qo resume 20260102-030405 --from tests", "qo resume --follow"),
     ),
     "rollback": (
         "cli_recovery:rollback",
@@ -112,7 +114,8 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
 PARENTS = {"policy": "What this machine allows sets to do."}
 """Commands that only have commands."""
 
-_FLAGS = ("-q", "--quiet", "-v", "--verbose", "--no-color", "--json")
+Printer = Callable[[dict[str, Any]], None]
+_FLAGS = ("-q", "--quiet", "-v", "--verbose", "--no-color", "--json", "--json-stream")
 _SPACE_AND_PERMISSIONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -199,6 +202,14 @@ def _screen(arguments: Sequence[str]) -> Screen:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Carry out one command line; its exit code."""
+    try:
+        return _invoked(arguments)
+    except BrokenPipeError:
+        return _reader_has_gone()
+
+
+def _invoked(arguments: Sequence[str]) -> int:
+    """The same. Raises BrokenPipeError where nobody reads what it prints."""
     screen = _screen(arguments)
     tokens = _arranged(arguments)
     if not tokens or tokens[0] in ("--help", "-h", *PARENTS):
@@ -209,13 +220,13 @@ def invoke(arguments: Sequence[str]) -> int:
         code = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        return _reader_has_gone()
+        raise
     except KeyboardInterrupt:
-        return _interrupted(screen, as_json="--json" in arguments)
+        return _interrupted(screen, _printer(screen, arguments))
     except CycloptsError as error:
-        return _usage(screen, error)
+        return _usage(screen, error, stream="--json-stream" in arguments)
     except Exception as error:
-        return _failed(screen, error, as_json="--json" in arguments)
+        return _failed(screen, error, _printer(screen, arguments))
     return code if isinstance(code, int) else 0
 
 
@@ -235,24 +246,38 @@ def _reader_has_gone() -> int:
     return 141  # as the shell has it for a program that SIGPIPE ended
 
 
-def _interrupted(screen: Screen, *, as_json: bool) -> int:
+def _interrupted(screen: Screen, print_document: Printer) -> int:
     """By Ctrl-C, with nothing to undo: a run that is at work ends in its own way."""
     screen.problem("interrupted")
-    if as_json:
-        screen.document({"status": "cancelled", "error": {"type": "Interrupted", "message": "interrupted", "hint": ""}})
-        sys.stdout.flush()
+    print_document({"status": "cancelled", "error": {"type": "Interrupted", "message": "interrupted", "hint": ""}})
+    sys.stdout.flush()
     return 130
 
 
-def _usage(screen: Screen, error: CycloptsError) -> int:
+def _usage(screen: Screen, error: CycloptsError, *, stream: bool) -> int:
     error.verbose = False
     command = " ".join(error.command_chain or ())
     said = str(error).partition(" Available commands:")[0]  # cut off in its middle; the help has them all
-    screen.problem(said.strip().rstrip("."), f"`{f'qo {command}'.strip()} --help` shows what there is")
-    return InvalidInput.exit_code
+    known = InvalidInput(said.strip().rstrip("."), hint=f"`{f'qo {command}'.strip()} --help` shows what there is")
+    screen.error(known)
+    if stream:  # which has a last line, whatever happens
+        from quantum_orchestrator.deployments.json_stream import finish
+
+        finish(_error_json(known))
+    return known.exit_code
 
 
-def _failed(screen: Screen, error: Exception, *, as_json: bool) -> int:
+def _printer(screen: Screen, arguments: Sequence[str]) -> Printer:
+    """What prints a document in the place of a result, for programs; for people there is none."""
+    options = set(takewhile(lambda each: each != "--", arguments))
+    if "--json-stream" in options:
+        from quantum_orchestrator.deployments.json_stream import finish
+
+        return finish
+    return screen.document if "--json" in options else lambda _: None
+
+
+def _failed(screen: Screen, error: Exception, print_document: Printer) -> int:
     if screen.verbose:
         import traceback
 
@@ -265,9 +290,8 @@ def _failed(screen: Screen, error: Exception, *, as_json: bool) -> int:
         screen.note(f"{plural(len(faults), 'fault')}; nothing has run", "")
     else:
         screen.error(shown)
-    if as_json:
-        screen.document(_error_json(shown))
-        sys.stdout.flush()
+    print_document(_error_json(shown))
+    sys.stdout.flush()
     return shown.exit_code
 
 
@@ -288,7 +312,7 @@ def _as_known(error: Exception) -> QuantumError:
     )
 
 
-def _error_json(error: QuantumError) -> dict[str, object]:
+def _error_json(error: QuantumError) -> dict[str, Any]:
     """What --json prints instead of a result."""
     if not isinstance(error, InvalidInput):
         return {"status": "error", "error": {"type": error.kind, "message": error.message, "hint": error.hint}}

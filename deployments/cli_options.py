@@ -28,6 +28,10 @@ STDIN = "<stdin>"
 """What `-` is called from the command line's first look on."""
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
+JsonLines = Annotated[
+    bool, Parameter(name="--json-stream", help="Print events as JSON Lines; the last one has the document of --json.")
+]
+Follow = Annotated[bool, Parameter(name="--follow", help="Also show what each step gives, as soon as it has ended.")]
 File = Annotated[str, Parameter(help="The instruction set, a JSON file; - is standard input.")]
 InputPairs = Annotated[
     tuple[str, ...],

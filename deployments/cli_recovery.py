@@ -17,14 +17,16 @@ from quantum_orchestrator.blocks.home import workspace_option
 from quantum_orchestrator.deployments.cli_journal import journal_of, run_named, standing
 from quantum_orchestrator.deployments.cli_options import (
     TALK,
+    Follow,
     Json,
+    JsonLines,
     RunId,
     Talk,
     WorkspaceOfRuns,
     existing_root,
     made_root,
 )
-from quantum_orchestrator.deployments.cli_runs import Conductor, Options, Parallel, ShowDiff
+from quantum_orchestrator.deployments.cli_runs import Conductor, Options, Parallel, ShowDiff, refuse_mixtures
 from quantum_orchestrator.deployments.screen import Screen, plural
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ def resume(
     workspace: WorkspaceOfRuns = None,
     parallel: Parallel = None,
     diff: ShowDiff = False,
+    follow: Follow = False,
     json_: Json = False,
+    json_stream: JsonLines = False,
     talk: Talk = TALK,
 ) -> int:
     """Go on with a run that was paused or has died.
@@ -55,12 +59,13 @@ def resume(
     not run again, unless --from says so. A RUN that was kept goes on from the
     step that failed; one that was rolled back runs again from its start.
     """
+    refuse_mixtures(json_stream, {"--json": json_, "--diff": diff})
     root = existing_root(workspace)
     with journal_of(root) as journal:
         record = _resumable(journal, root, run_id)
         if from_ is not None:
             _check_step(record, root, from_)
-    options = Options(parallel, diff=diff, json=json_, start_at=from_)
+    options = Options(parallel, diff=diff, json=json_, json_stream=json_stream, follow=follow, start_at=from_)
     conduct = Conductor(talk.screen, made_root(root), options, from_stdin=False)
     return conduct.finish(conduct.go_on(record))
 

@@ -8,6 +8,7 @@ in the functions that need it, never at the top: `cancel` and `rollback` work wi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import importlib
 import json
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,9 +31,11 @@ from quantum_orchestrator.deployments.cli_journal import journal_of, run_named, 
 from quantum_orchestrator.deployments.cli_options import (
     STDIN,
     TALK,
+    Follow,
     InputPairs,
     InputsFile,
     Json,
+    JsonLines,
     RunId,
     Source,
     Talk,
@@ -52,6 +56,7 @@ from quantum_orchestrator.deployments.screen import Screen, plural
 if TYPE_CHECKING:
     from quantum_orchestrator.blocks.journal import Journal, RunRecord
     from quantum_orchestrator.deployments.display import Progress
+    from quantum_orchestrator.deployments.json_stream import JsonStream
     from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure
     from quantum_orchestrator.flows.orchestrate import RunRequest
     from quantum_orchestrator.flows.plan import Graph
@@ -93,7 +98,9 @@ def run(
     plan: Annotated[
         str | None, Parameter(help="Run a plan file of `qo plan -o`, if the workspace is still as it was.")
     ] = None,
+    follow: Follow = False,
     json_: Json = False,
+    json_stream: JsonLines = False,
     talk: Talk = TALK,
 ) -> int:
     """Run an instruction set: all of its effects, or none.
@@ -104,13 +111,23 @@ def run(
     look at it, 5 awaiting approval, 130 interrupted.
     """
     screen = talk.screen
+    refuse_mixtures(json_stream, {"--json": json_, "--diff": diff, "--check": check})
     if (file is None) == (plan is None):
         raise UsageError("needs either FILE or --plan PLAN", hint="`qo run --help` shows examples")
     named = file or plan or ""
     screen.note(f"{named}: checking")
     screen.flush()
     options = Options(
-        parallel, on_failure, diff=diff, yes=yes, wait=not no_wait, json=json_, no_cache=no_cache, force=force
+        parallel,
+        on_failure,
+        diff=diff,
+        yes=yes,
+        wait=not no_wait,
+        json=json_,
+        json_stream=json_stream,
+        follow=follow,
+        no_cache=no_cache,
+        force=force,
     )
     if plan is not None:
         if input or inputs_file or check or untrusted:
@@ -121,6 +138,7 @@ def run(
     text = read_source(named)
     old = _older_block(text, named)
     if old is not None:
+        refuse_mixtures(json_stream, {"an instruction block in the older format": True})
         return _run_older(screen, old, named, given_inputs(input, inputs_file), workspace_root(workspace), options)
     source = load_source(named, text, untrusted=untrusted)
     inputs = resolved_inputs(source.document, input, inputs_file)
@@ -142,6 +160,8 @@ class Options:
     yes: bool = False
     wait: bool = True
     json: bool = False
+    json_stream: bool = False
+    follow: bool = False
     start_at: str | None = None
     no_cache: bool = False
     force: tuple[str, ...] = ()
@@ -170,6 +190,16 @@ class Options:
         from quantum_orchestrator.flows.instruction_set import OnFailure
 
         return None if self.on_failure is None else OnFailure(self.on_failure)
+
+
+def refuse_mixtures(json_stream: bool, others: Mapping[str, bool]) -> None:
+    """Raises UsageError where something else is to be printed between the lines of --json-stream, or in their place."""
+    for name, wanted in others.items():
+        if json_stream and wanted:
+            raise UsageError(
+                f"--json-stream and {name} exclude each other",
+                hint="the last line of --json-stream has the run's document; `qo diff RUN` shows the changes",
+            )
 
 
 # Instruction sets and plans.
@@ -206,6 +236,7 @@ class Conductor:
         self.options = options
         self.may_ask = not from_stdin and sys.stdin.isatty() and sys.stderr.isatty()
         self.progress: Progress | None = None
+        self.stream: JsonStream | None = None
 
     def start(
         self, document: InstructionSet, inputs: Mapping[str, Any], graph: Graph, plan: PlanFile | None = None
@@ -225,7 +256,7 @@ class Conductor:
             with tree_of(self.root) as tree:
                 plan.check(tree)
         self.screen.note(f"running {document.name!r} in {self.root}: {plural(len(graph.steps), 'step')}")
-        with self._display(graph) as progress:
+        with self._streaming(document, graph), self._display(graph) as progress:
             request = self._request(document, inputs, progress)
             predicted = None if plan is None else plan.predicted
             report = asyncio.run(run_set(replace(request, predicted=predicted, reuse=self.options.wishes)))
@@ -241,7 +272,7 @@ class Conductor:
         graph = build(document, inputs)
         before()
         self.screen.note(f"going on with run {record.id} of {record.set_name!r} in {self.root}")
-        with self._display(graph) as progress:
+        with self._streaming(document, graph), self._display(graph) as progress:
             request = self._request(document, inputs, progress)
             return asyncio.run(carry_on(request, record.id, chosen_as=record.status))
 
@@ -249,8 +280,17 @@ class Conductor:
         from quantum_orchestrator.deployments.display import follow
         from quantum_orchestrator.deployments.planning import details
 
-        self.progress = follow(self.screen, len(graph.steps), details(graph))
+        self.progress = follow(self.screen, len(graph.steps), details(graph), outputs=self.options.follow)
         return self.progress
+
+    def _streaming(self, document: InstructionSet, graph: Graph) -> contextlib.AbstractContextManager[None]:
+        if not self.options.json_stream:
+            return contextlib.nullcontext()
+        from quantum_orchestrator.deployments.json_stream import JsonStream
+
+        about = {"set": document.name, "workspace": str(self.root), "steps": len(graph.steps)}
+        self.stream = JsonStream(about)
+        return self.stream.writing()
 
     def _request(self, document: InstructionSet, inputs: Mapping[str, Any], progress: Progress) -> RunRequest:
         from quantum_orchestrator.flows.orchestrate import RunRequest
@@ -266,14 +306,24 @@ class Conductor:
             start_at=self.options.start_at,
             actor=actor(),
             ask=progress.ask if self.may_ask else None,
-            on_wait=lambda holder: progress.say(f"waiting for another run in this workspace (process {holder})"),
-            observers=[progress.observe],
+            on_wait=partial(self._wait_for, progress),
+            observers=[progress.observe, *([self.stream.observe] if self.stream else [])],
         )
+
+    def _wait_for(self, progress: Progress, holder: object) -> None:
+        progress.say(f"waiting for another run in this workspace (process {holder})")
+        if self.stream is not None:
+            self.stream.wait_for(holder)
 
     def finish(self, report: dict[str, Any], exit_code: int | None = None) -> int:
         """Print a run's end; the exit code."""
         from quantum_orchestrator.deployments.display import run_lines
 
+        code = EXIT_CODES.get(report["status"], 1) if exit_code is None else exit_code
+        if self.stream is not None:
+            self._say_what_is_next(report)  # first, as nobody may read the stream any more
+            self.stream.finish(report)
+            return _parting(code, self.progress)
         if self.options.json:
             self.screen.document(report)
         else:
@@ -281,7 +331,6 @@ class Conductor:
                 self.screen.result(*line)
         if self.options.diff and not self.options.json:
             self._print_diff(report["run_id"])
-        code = EXIT_CODES.get(report["status"], 1) if exit_code is None else exit_code
         self._say_what_is_next(report)
         return _parting(code, self.progress)
 
@@ -374,16 +423,16 @@ def _run_older(
         screen.result(wizardpro.reply_line(wizardpro.reply_for_problem(error.message)))
         return 1
     may_ask = file != STDIN and sys.stdin.isatty() and sys.stderr.isatty()
-    progress = _progress_of_block(screen, block)
+    progress = _progress_of_block(screen, block, options)
     reply, code = asyncio.run(_block_run(progress, block, given, root, options, may_ask=may_ask))
     screen.result(wizardpro.reply_line(reply))
     return _parting(code, progress)
 
 
-def _progress_of_block(screen: Screen, block: Mapping[str, Any]) -> Progress:
+def _progress_of_block(screen: Screen, block: Mapping[str, Any], options: Options) -> Progress:
     from quantum_orchestrator.deployments.display import Progress, RunView
 
-    return Progress(screen, RunView(len(block.get("actions") or ())))
+    return Progress(screen, RunView(len(block.get("actions") or ()), outputs=options.follow))
 
 
 def _block_run(
@@ -424,14 +473,18 @@ def approve(
     *,
     workspace: WorkspaceOfRuns = None,
     diff: ShowDiff = False,
+    follow: Follow = False,
     json_: Json = False,
+    json_stream: JsonLines = False,
     talk: Talk = TALK,
 ) -> int:
     """Approve what a run waits for, and go on with it to its end.
 
     Without RUN, the run of this workspace that waits.
     """
-    conduct, report = _decide(talk.screen, run_id, step, workspace, Options(diff=diff, json=json_), approved=True)
+    refuse_mixtures(json_stream, {"--json": json_, "--diff": diff})
+    options = Options(diff=diff, json=json_, json_stream=json_stream, follow=follow)
+    conduct, report = _decide(talk.screen, run_id, step, workspace, options, approved=True)
     return conduct.finish(report)
 
 
@@ -441,14 +494,18 @@ def reject(
     /,
     *,
     workspace: WorkspaceOfRuns = None,
+    follow: Follow = False,
     json_: Json = False,
+    json_stream: JsonLines = False,
     talk: Talk = TALK,
 ) -> int:
     """Reject what a run waits for: it is rolled back.
 
     Exit code 0 if everything was undone, as asked.
     """
-    conduct, report = _decide(talk.screen, run_id, step, workspace, Options(json=json_), approved=False)
+    refuse_mixtures(json_stream, {"--json": json_})
+    options = Options(json=json_, json_stream=json_stream, follow=follow)
+    conduct, report = _decide(talk.screen, run_id, step, workspace, options, approved=False)
     return conduct.finish(report, 0 if report["status"] == "rolled_back" else None)
 
 

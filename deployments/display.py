@@ -9,6 +9,7 @@ It knows nothing of commands, of the journal or of Prefect.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.125
 MOST_RUNNING_SHOWN = 8
+MOST_OUTPUT_LINES = 20
+MOST_OUTPUT_CHARACTERS = 2000
+"""What is shown of one output."""
 MOST_LINES_AT_ONCE = 200
 """Finished steps printed at one refresh of a live display; of more, only their number."""
 
@@ -61,6 +65,8 @@ class RunView:
     total: int
     details: Mapping[str, str] = field(default_factory=dict)
     verbose: bool = False
+    outputs: bool = False
+    """Whether to show what steps give."""
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     running: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -109,6 +115,8 @@ class RunView:
         lines: list[Line] = [(f"{sign} {self._name(event)}  {took}", style)]
         if event.status is StepStatus.FAILED and event.message:
             lines += [(f"  {line}", style) for line in event.message.splitlines()]
+        if self.outputs and event.result is not None:
+            lines += [(f"  {line}", "") for line in output_lines(event.result.outputs or {})]
         return lines
 
     def _name(self, event: RunEvent) -> str:
@@ -214,7 +222,7 @@ class LiveProgress(Progress):
         from rich.text import Text
 
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
-        hidden = 0 if everything else max(0, len(lines) - MOST_LINES_AT_ONCE)
+        hidden = 0 if everything or self.view.outputs else max(0, len(lines) - MOST_LINES_AT_ONCE)
         text = Text(f"… {hidden} more\n" if hidden else "")
         for line, style in lines[hidden:]:
             text.append(visible(line) + "\n", style)
@@ -279,10 +287,32 @@ def _key(descriptor: int) -> str:
             return pressed
 
 
-def follow(screen: Screen, total: int, details: Mapping[str, str]) -> Progress:
+def follow(screen: Screen, total: int, details: Mapping[str, str], *, outputs: bool = False) -> Progress:
     """The display that suits where it goes."""
-    view = RunView(total, details, screen.verbose)
+    view = RunView(total, details, screen.verbose, outputs)
     return LiveProgress(screen, view) if screen.live() else Progress(screen, view)
+
+
+# What a step gives.
+
+
+def output_lines(outputs: Mapping[str, Any]) -> list[str]:
+    """A step's outputs but for empty ones: those of one line beside their name, the others below it."""
+    lines: list[str] = []
+    for name, value in outputs.items():
+        if value is None or value == "" or value == [] or value == {}:
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        shown = _shortened(text.removesuffix("\n"))
+        lines += [f"{name}: {shown[0]}"] if len(shown) == 1 else [f"{name}:", *(f"  {line}" for line in shown)]
+    return lines
+
+
+def _shortened(text: str) -> list[str]:
+    """The lines of a text, the first of them if they are many, with a hint at the rest."""
+    kept = text[:MOST_OUTPUT_CHARACTERS].split("\n")[:MOST_OUTPUT_LINES]
+    left = len(text) - len("\n".join(kept))
+    return [*kept, f"… and {left:,} more characters: `qo show --json` has them"] if left else kept
 
 
 # A run afterwards.

@@ -290,6 +290,31 @@ def _expressions() -> Iterator[str]:
 # The command line.
 
 
+STREAM = """\
+With `--json-stream`, `run`, `resume`, `approve` and `reject` print JSON Lines: an object a line, as soon as something
+happens. Each has `event` and `time` (ISO 8601, UTC), and `run_id` once the run has begun. The last line of a stream is
+`run_finished`; one that ends without it belongs to a process that was killed. Outputs are those of the run's document,
+with secrets masked. A step that is skipped or reused need not have started; one that had ended before a run was resumed
+is in the last line only, and so is what a rollback has made of steps. Pass over events and keys that you do not know:
+there will be more. A reader that goes away, as `head -1` does, does not end the run; the exit code is then 141."""
+STREAM_EVENTS = [
+    ["`waiting`", "`message`", "another run is at work in the workspace"],
+    ["`run_started`", "`set`, `workspace`, `steps` (how many), `ui_url`", "or goes on"],
+    ["`step_started`", "`step`, `op`", ""],
+    ["`step_retried`", "`step`, `op`, `message`", "it has failed, and is tried again"],
+    ["`log`", "`step`, `op`, `message`", "a line that a step says; without a step, the run"],
+    [
+        "`step_finished`",
+        "`step`, `op`, `status`, `attempts`, `duration_s`, `outputs`, `error` (`type`, `message`, `hint`), `reason`",
+        "`status` is `succeeded`, `reused`, `skipped` or `failed`; `reason` is there where reuse was asked for",
+    ],
+    ["`awaiting_approval`", "`step`, `op`, `message`", "the run ends, and waits for `qo approve` or `qo reject`"],
+    ["`rolling_back`", "`message`", "why, or to which checkpoint"],
+    ["`server_lost`", "`message`", "the Prefect server no longer answers; the run goes on"],
+    ["`run_finished`", "`status`, `run`", "`run` is what `--json` prints, for invalid sets and other errors, too"],
+]
+
+
 def _command_line() -> Iterator[str]:
     from quantum_orchestrator.deployments.cli import COMMANDS, app, command
 
@@ -305,6 +330,10 @@ def _command_line() -> Iterator[str]:
             continue
         yield "Examples:"
         yield "```console\n" + "\n".join(f"$ {example}" for example in COMMANDS[name][2]) + "\n```"
+        if name == "run":
+            yield "### Events"
+            yield STREAM
+            yield _table(["event", "says", "meaning"], STREAM_EVENTS)
 
 
 def _overview(text: str) -> str:

@@ -36,7 +36,7 @@ from quantum_orchestrator.blocks.errors import (
     UsageError,
 )
 from quantum_orchestrator.blocks.home import workspace_option
-from quantum_orchestrator.blocks.journal import RunRecord, boot_id
+from quantum_orchestrator.blocks.journal import RunRecord, StepRecord, boot_id
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.blocks.tree import printable
@@ -396,7 +396,7 @@ class Run:
         why = partial(why_none_ran, steps, (), found)
         await stop.wait(partial(runner.run_batch, steps, attempt, (), reuse=why))
         for each in found:
-            self.observe(RunEvent(EventKind.STEP_FINISHED, each.id, each.op, each.said, each.status))
+            self.observe(RunEvent.finished(each))
         return True
 
     async def _run_graph(self, graph: Graph, owner: Step | None, stop: Stop) -> None:
@@ -535,10 +535,8 @@ class Run:
         await stop.wait(partial(self._runner.run_batch, steps, attempt, after, reuse=why))
         batch = done[0]
         for result in batch.ended:
-            if result.id in known:
-                continue
-            kind, message = EventKind.STEP_FINISHED, result.said
-            self.observe(RunEvent(kind, result.id, result.op, message, result.status, result.duration_s))
+            if result.id not in known:
+                self.observe(RunEvent.finished(result))
         self._alone.update(step.id for step in (steps if batch.refused else batch.alone))
         return batch
 
@@ -627,11 +625,7 @@ class Run:
     async def _run_operation(self, step: Step, after: list[str], started: float, stop: Stop) -> None:
         result = StepResult(step.id, step.instruction.op, StepStatus.RUNNING)
         self.books.results[step.id] = result
-        self.observe(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
-
-        recorded = self.books.recorded.get(step.id)
-        if recorded is not None and recorded.status not in DONE:
-            recorded = None
+        recorded = self._recorded_or_started(step)
         verdict = None if recorded is not None else await self._judged(step)
         result.reason = None if verdict is None else verdict.reason
         why = DONE_BEFORE if recorded is not None else verdict.reason if verdict is not None and verdict.reused else ""
@@ -661,6 +655,14 @@ class Run:
             await self._in_thread(partial(self._reusing.has_run, step, self.books.scope(step), verdict))
         result.status, result.outputs, result.duration_s = StepStatus.SUCCEEDED, outputs, time.monotonic() - started
         self._end(step, result)
+
+    def _recorded_or_started(self, step: Step) -> StepRecord | None:
+        """The record of a step that an earlier process has done; else it is told that the step starts."""
+        recorded = self.books.recorded.get(step.id)
+        if recorded is not None and recorded.status in DONE:
+            return recorded
+        self.observe(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
+        return None
 
     async def _judged(self, step: Step) -> Verdict | None:
         """Whether the step is reused, if that is asked for."""
@@ -872,8 +874,7 @@ class Run:
         if step.instruction.op == CHECKPOINT:
             self.workspace.sync()
         self.books.end(result, durable=self._is_costly(step, result))
-        message = result.said
-        self.observe(RunEvent(EventKind.STEP_FINISHED, step.id, result.op, message, result.status, result.duration_s))
+        self.observe(RunEvent.finished(result))
 
     def _is_costly(self, step: Step, result: StepResult) -> bool:
         """Whether running it again would be noticed: by the time it takes, or by what it is."""

@@ -219,7 +219,10 @@ TO_CHECKPOINT = "to checkpoint "
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """One thing that happened in a run; `duration_s` is seconds."""
+    """One thing that happened in a run; `duration_s` is seconds.
+
+    `result` is the step's own, of a STEP_FINISHED: its outputs stay, its status may become another later.
+    """
 
     kind: EventKind
     step: str = ""
@@ -227,3 +230,10 @@ class RunEvent:
     message: str = ""
     status: StepStatus | None = None
     duration_s: float = 0.0
+    result: StepResult | None = None
+
+    @classmethod
+    def finished(cls, result: StepResult) -> RunEvent:
+        """A step has ended."""
+        kind = EventKind.STEP_FINISHED
+        return cls(kind, result.id, result.op, result.said, result.status, result.duration_s, result)

@@ -142,5 +142,4 @@ class ScriptBatch:
         durable = result.duration_s >= self._costly
         self._books.journal.record_step(self._books.run_id, result.record(), durable=durable)  # it has no intents
         self.batch.ended.append(result)
-        kind = EventKind.STEP_FINISHED
-        self._observe(RunEvent(kind, result.id, result.op, result.said, result.status, result.duration_s))
+        self._observe(RunEvent.finished(result))

@@ -111,6 +111,10 @@ class Running:
     def err(self) -> str:
         return self._streams[2].read_text() if self._streams[2].exists() else ""
 
+    @property
+    def out(self) -> str:
+        return self._streams[1].read_text() if self._streams[1].exists() else ""
+
     def until(self, text: str) -> Running:
         """Wait until it has said so."""
         eventually(lambda: text in self.err, lambda: self.err)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from quantum_orchestrator.deployments.display import RunView, run_lines, step_lines
+from quantum_orchestrator.deployments.display import RunView, output_lines, run_lines, step_lines
 from quantum_orchestrator.deployments.screen import Screen, aligned, human_time, plural, visible
-from quantum_orchestrator.flows.results import EventKind, RunEvent, StepStatus
+from quantum_orchestrator.flows.results import EventKind, RunEvent, StepResult, StepStatus
 
 
 class Clock:
@@ -215,3 +215,23 @@ class TestScreen:
         )
         assert done.stdout == "x"
         assert (tmp_path / "out").read_text() == "committed\n"
+
+
+class TestOutputs:
+    def test_what_says_nothing_is_left_out(self) -> None:
+        outputs = {"exit_code": 0, "stderr": "", "changed": [], "more": None, "names": {}, "clean": False}
+        assert output_lines(outputs) == ["exit_code: 0", "clean: false"]
+
+    def test_a_text_of_several_lines_stands_below_its_name(self) -> None:
+        assert output_lines({"stdout": "a\nb\n", "one": "c\n"}) == ["stdout:", "  a", "  b", "one: c"]
+
+    def test_a_long_one_is_cut_with_a_hint(self) -> None:
+        *_, last, hint = output_lines({"stdout": "\n".join(map(str, range(100)))})
+        assert (last, hint) == ("  19", "  … and 240 more characters: `qo show --json` has them")
+        _, line, hint = output_lines({"paths": ["x" * 5000]})
+        assert (len(line), hint) == (2002, "  … and 3,004 more characters: `qo show --json` has them")
+
+    def test_they_are_shown_when_the_step_ends_if_that_is_asked_for(self) -> None:
+        event = RunEvent.finished(StepResult("s", "echo", StepStatus.SUCCEEDED, outputs={"message": "hello"}))
+        assert RunView(1, outputs=True).observe(event)[1:] == [("  message: hello", "")]
+        assert RunView(1).observe(event)[1:] == []
