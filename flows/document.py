@@ -171,7 +171,8 @@ class Instruction(BaseModel):
         "left are unchanged; beats the set's `cache`",
     )
     resources: dict[str, Amount] = _defaulting_to(
-        {}, "What it uses while it runs: cpu (processors), memory (GiB), or a name of yours (of 1)"
+        {},
+        "What it uses while it runs: cpu (processors), memory (GiB), or a name of yours (of 1)",
     )
     on_error: Literal["fail", "continue"] | ErrorHandler = Field(
         default="fail", description='What a failure leads to: "fail", "continue", or {"run": [instructions]}'
@@ -226,7 +227,7 @@ class InstructionSet(BaseModel):
         default=Order.INFERRED, description="inferred: parallel where effects allow; sequential; explicit: `needs` only"
     )
     parallel: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="How many instructions may run at once"
+        default="auto", description="How many instructions may run at once; auto follows how busy the machine is"
     )
     timeout: Duration | None = Field(default=None, description='Time that the whole run may take: seconds, or "1h"')
     trust: Annotated[Trust, Field(strict=False)] = Field(

@@ -46,6 +46,7 @@ from quantum_orchestrator.flows.batching import BATCH_FROM, Batch, Batches, Batc
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, InstructionSet, OnFailure, RollbackTo, Trust
 from quantum_orchestrator.flows.guard import ApprovalNeeded
+from quantum_orchestrator.flows.places import Places
 from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
@@ -171,6 +172,8 @@ class RunSettings:
     """How many steps a set has to have for cheap ones to be done together."""
     duration_of: Callable[[Step], Seconds] = lambda _step: 1.0
     """About how long a step takes."""
+    adapts: bool = False
+    """`parallel` is where it begins; how many run at once then follows how busy the machine is."""
 
 
 @dataclass(slots=True)
@@ -214,9 +217,9 @@ class Run:
         self._runner = runner
         self._observers = list(observers)
         self._decisions = self.journal.decisions(record.id)
-        self._places = asyncio.Semaphore(settings.parallel)
+        self._places = Places(settings.parallel, adapts=settings.adapts)
         self._capacity = machine.capacity()
-        self._threads = ThreadPoolExecutor(settings.parallel + 1, thread_name_prefix="step")  # one to undo
+        self._threads = ThreadPoolExecutor(self._places.most_threads + 1, thread_name_prefix="step")  # one to undo
         self._stop = Stop()
         self._attempts = Attempts(
             record.id,
@@ -407,6 +410,7 @@ class Run:
         relief = _Relief(queue)
         try:
             while True:
+                queue.parallel = self._places.now
                 for group in [] if stop.stopped else self._take(queue, graph):
                     members = list(group)
                     tell = partial(relief.tell, members)
@@ -414,7 +418,8 @@ class Run:
                 if not running:
                     break
                 waited: list[asyncio.Future[Any]] = [*running, relief.bell()]
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                patience = self._places.adapt(short=queue.is_short_of_places)
+                await asyncio.wait(waited, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 for task in [task for task in running if task.done()]:
                     self._ended(queue, running.pop(task), task, problems)
         except asyncio.CancelledError:
@@ -427,9 +432,9 @@ class Run:
             raise problems[step]
 
     def _queue(self, graph: Graph) -> ReadyQueue:
-        parallel, capacity = self.settings.parallel, self._capacity
-        order = best_order(graph, parallel=parallel, capacity=capacity, duration_of=self.settings.duration_of)
-        return ReadyQueue(graph, parallel=parallel, capacity=capacity, priorities=order)
+        chosen: dict[str, Any] = {"capacity": self._capacity, "only_waits": self._places.only_waits}
+        order = best_order(graph, parallel=self._places.now, duration_of=self.settings.duration_of, **chosen)
+        return ReadyQueue(graph, parallel=self._places.now, priorities=order, **chosen)
 
     def _ended(
         self, queue: ReadyQueue, group: Sequence[Step], task: asyncio.Future[Ends], problems: dict[Step, BaseException]
@@ -486,7 +491,7 @@ class Run:
         if len(group) == 1:
             await self._run_step(group[0], after, stop)
             return [(group[0], None)]
-        async with self._places:
+        async with self._places.one_for(group[0]):
             stop.check()
             if self._kind(graph, group[0]) is is_quiet:
                 batch = await self._run_scripts(group, graph, after, stop, tell)
@@ -598,7 +603,7 @@ class Run:
             await self._decide_approval(step, stop)
             while True:
                 try:
-                    async with self._places:
+                    async with self._places.one_for(step):
                         stop.check()
                         await self._run_operation(step, after, started, stop)
                 except ApprovalNeeded as needed:

@@ -359,10 +359,10 @@ def _begin_or_go_on(record: RunRecord, journal: Journal, root: Path) -> bool:
 def _settings(record: RunRecord, request: RunRequest) -> RunSettings:
     chosen = request.on_failure or record.options.get("on_failure") or request.document.on_failure
     on_failure = chosen if isinstance(chosen, RollbackTo) else OnFailure(chosen)
+    fixed = request.parallel or record.options.get("parallel")
     return RunSettings(
-        parallel=request.parallel
-        or record.options.get("parallel")
-        or places_of(request.document, machine.processors()),
+        parallel=fixed or places_of(request.document, machine.processors()),
+        adapts=fixed is None and request.document.parallel == "auto",
         on_failure=on_failure,
         start_at=request.start_at,
         approve=request.approve,

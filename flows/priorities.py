@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Callable, Mapping
 
 from quantum_orchestrator.flows.plan import Edge, Graph, Step
-from quantum_orchestrator.flows.schedule import Priorities, ReadyQueue, Seconds, by_longest_path
+from quantum_orchestrator.flows.schedule import Priorities, ReadyQueue, Seconds, by_longest_path, never
 
 SIMULATION_SECONDS = 25e-6
 """About what one step of one simulation takes."""
@@ -23,14 +23,19 @@ WORTH = 0.005
 
 
 def best_order(
-    graph: Graph, *, parallel: int, capacity: Mapping[str, float], duration_of: Callable[[Step], Seconds]
+    graph: Graph,
+    *,
+    parallel: int,
+    capacity: Mapping[str, float],
+    duration_of: Callable[[Step], Seconds],
+    only_waits: Callable[[Step], bool] = never,
 ) -> Priorities:
-    """Priorities for a ReadyQueue, with which the simulated run ends first."""
+    """Priorities for a ReadyQueue, with which the simulated run ends first. For the arguments see there."""
     seconds = {step.id: duration_of(step) for step in graph.steps}
     longest = by_longest_path(graph, lambda step: seconds[step.id])
     if parallel >= len(graph.steps) or not _is_worth_it(graph, parallel, seconds):
         return longest
-    trial = _Trial(graph, parallel, capacity, seconds)
+    trial = _Trial(graph, parallel, capacity, seconds, only_waits)
     if trial.bound() >= trial.seconds_of(longest):
         return longest
     for rule in (_document_order, _longest_first):
@@ -75,12 +80,18 @@ class _Trial:
     """Simulates runs of one graph, and keeps the priorities of the shortest."""
 
     def __init__(
-        self, graph: Graph, parallel: int, capacity: Mapping[str, float], seconds: Mapping[str, Seconds]
+        self,
+        graph: Graph,
+        parallel: int,
+        capacity: Mapping[str, float],
+        seconds: Mapping[str, Seconds],
+        only_waits: Callable[[Step], bool],
     ) -> None:
         self._graph = graph
         self._parallel = parallel
         self._capacity = capacity
         self._seconds = seconds
+        self._only_waits = only_waits
         self._shortest = float("inf")
         self.best: Priorities = {}
         self._times: Mapping[str, tuple[Seconds, Seconds]] = {}
@@ -88,12 +99,12 @@ class _Trial:
     def bound(self) -> Seconds:
         """No run is shorter."""
         path = -min(by_longest_path(self._graph, lambda step: self._seconds[step.id]).values())
-        return max(path, sum(self._seconds.values()) / self._parallel)
+        work = sum(self._seconds[step.id] for step in self._graph.steps if not self._only_waits(step))
+        return max(path, work / self._parallel)
 
     def seconds_of(self, priorities: Priorities) -> Seconds:
         """How long the run takes."""
-        queue = ReadyQueue(self._graph, parallel=self._parallel, capacity=self._capacity, priorities=priorities)
-        times = schedule(self._graph, queue, self._seconds)
+        times = schedule(self._graph, self._queue(self._graph, priorities), self._seconds)
         took = max(end for _, end in times.values())
         if took < self._shortest:
             self._shortest, self.best, self._times = took, priorities, times
@@ -104,9 +115,17 @@ class _Trial:
         end as it goes, and then start them in the order in which they stand."""
         reverse = _reversed(self._graph)
         latest_first = {step_id: -end for step_id, (_, end) in self._times.items()}
-        queue = ReadyQueue(reverse, parallel=self._parallel, capacity=self._capacity, priorities=latest_first)
-        pushed = schedule(reverse, queue, self._seconds)
+        pushed = schedule(reverse, self._queue(reverse, latest_first), self._seconds)
         self.seconds_of({step_id: -end for step_id, (_, end) in pushed.items()})
+
+    def _queue(self, graph: Graph, priorities: Priorities) -> ReadyQueue:
+        return ReadyQueue(
+            graph,
+            parallel=self._parallel,
+            capacity=self._capacity,
+            priorities=priorities,
+            only_waits=self._only_waits,
+        )
 
 
 def _reversed(graph: Graph) -> Graph:

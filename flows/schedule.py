@@ -30,11 +30,18 @@ _Entry = tuple[float, int]
 """Priority and position."""
 
 
+def only_waits(step: Step) -> bool:
+    """Whether a step leaves the machine alone while it runs: it waits for time, or for another machine."""
+    op = step.instruction.op
+    return op in ("wait", "http.request") or op.startswith("llm.")
+
+
 def _same(_step: Step) -> Seconds:
     return 1.0
 
 
-def _never(_step: Step) -> bool:
+def never(_step: Step) -> bool:
+    """Of no step."""
     return False
 
 
@@ -93,7 +100,7 @@ class ReadyQueue:
         capacity: Mapping[str, float] | None = None,
         duration_of: Callable[[Step], Seconds] = _same,
         priorities: Priorities | None = None,
-        only_waits: Callable[[Step], bool] = _never,
+        only_waits: Callable[[Step], bool] = never,
     ) -> None:
         """`capacity` is how much there is of a resource, by name; of one that it does not name, there is one.
 
@@ -122,7 +129,7 @@ class ReadyQueue:
 
     def take(self) -> list[Step]:
         """Steps to start now. Each must be given back by `finish`."""
-        return [step for group in self.take_together(_never, 1) for step in group]
+        return [step for group in self.take_together(never, 1) for step in group]
 
     def take_together(self, fits: Callable[[Step], bool], size: int) -> list[list[Step]]:
         """Groups of steps to start now, each of at most `size`, to be done one after another.
@@ -217,6 +224,10 @@ class ReadyQueue:
             del self._left_in[group]
             self._placed -= kind.takes_place
             self._resources.give_back(kind.resources)
+
+    def is_short_of_places(self) -> bool:
+        """Whether a step is ready, and has no place."""
+        return self._placed >= self.parallel and any(kind.takes_place and kind.ready for kind in self._kinds)
 
     def stop_after(self, step_id: str) -> None:
         """Start nothing more that comes after this step, one by one; what comes before it may still start."""

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from quantum_orchestrator.blocks import machine
 from quantum_orchestrator.blocks.errors import OperationError, TimedOut
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.pressure import Sample
 from quantum_orchestrator.blocks.workspace import Workspace
-from quantum_orchestrator.flows import report
+from quantum_orchestrator.flows import places, report
 from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.engine import Attempt, Outcome, Run, RunSettings
@@ -80,7 +82,9 @@ class Bench:
         self.batch_from = BATCH_FROM
 
     def run(self, *instructions: Mapping[str, Any], run_id: str = "r1", **fields: Any) -> Outcome:
-        settings = {name: fields.pop(name) for name in ("approve", "ask", "start_at", "reuse") if name in fields}
+        settings = {
+            name: fields.pop(name) for name in ("approve", "ask", "start_at", "reuse", "adapts") if name in fields
+        }
         vault = fields.pop("vault", {})
         settings["secrets"] = lambda names: {name: vault[name] for name in names}
         given = fields.pop("given", {})
@@ -165,6 +169,23 @@ def test_a_failed_run_leaves_the_workspace_as_it_was(bench: Bench) -> None:
     assert (bench.root / "empty").is_dir()
     assert not (bench.root / "deep").exists()
     assert set(bench.statuses().values()) == {"rolled_back", "failed"}
+
+
+@pytest.mark.parametrize("bench", [BATCH_FROM], indirect=True)
+def test_more_steps_run_at_once_than_at_first_where_the_machine_has_room(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "processors", lambda: 2)
+    monkeypatch.setattr(places, "_sampler", lambda: Sample)
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    come = f"touch {meeting}/$0; until test $(ls {meeting} | wc -l) -ge 6; do sleep 0.02; done"
+    scripts = [
+        {"id": f"s{number}", "op": "script.run", "with": {"argv": ["sh", "-c", come, f"{number}"]}, "writes": []}
+        for number in range(6)
+    ]
+    outcome = bench.run(*({**script, "timeout": 60} for script in scripts), adapts=True)
+    assert outcome.status is RunStatus.COMMITTED
 
 
 def test_what_a_script_did_is_rolled_back(bench: Bench) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from quantum_orchestrator.flows import plan
 from quantum_orchestrator.flows.instruction_set import load
 from quantum_orchestrator.flows.plan import Graph, Step
-from quantum_orchestrator.flows.schedule import ReadyQueue
+from quantum_orchestrator.flows.schedule import ReadyQueue, only_waits
 
 
 def graph_of(*instructions: Mapping[str, Any], **fields: Any) -> Graph:
@@ -52,6 +52,28 @@ def test_learned_durations_decide_which_path_is_longest() -> None:
     durations = {"quick": 0.1, "slow": 60.0}
     queue = ReadyQueue(steps, parallel=1, duration_of=lambda step: durations[step.id])
     assert ids(queue.take()) == ["slow"]
+
+
+def test_what_only_waits_takes_no_place() -> None:
+    waits = [{"id": name, "op": "wait", "with": {"seconds": 1}, "needs": []} for name in "abc"]
+    queue = ReadyQueue(graph_of(*waits, order="explicit"), parallel=1, only_waits=only_waits)
+    assert ids(queue.take()) == ["a", "b", "c"]
+    assert not queue.is_short_of_places()
+
+
+def test_places_may_come_and_go_while_steps_run() -> None:
+    queue = ReadyQueue(graph_of(*(echo(name) for name in "abcd")), parallel=1)
+    queue.take()
+    assert queue.is_short_of_places()
+    queue.parallel = 3
+    assert ids(queue.take()) == ["b", "c"]
+    queue.parallel = 1
+    queue.finish("a")
+    assert queue.take() == []
+    queue.finish("b")
+    queue.finish("c")
+    assert ids(queue.take()) == ["d"]
+    assert not queue.is_short_of_places()
 
 
 def test_a_resource_is_not_overdrawn_and_does_not_hold_up_others() -> None:
