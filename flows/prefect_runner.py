@@ -6,12 +6,16 @@ that it holds as done comes here as well, so that its task run says Cached.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from prefect.artifacts import acreate_table_artifact
 
-from quantum_orchestrator.blocks.errors import Interrupted, TimedOut
+from quantum_orchestrator.blocks.errors import Interrupted, OperationError, TimedOut
 from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.engine import Attempt
 from quantum_orchestrator.flows.plan import Step
@@ -24,8 +28,10 @@ from quantum_orchestrator.tasks.prefect_task import (
     cache_key,
     done_and_shown,
     done_before,
+    global_limit,
     run_task,
     undo_in_task,
+    within_limits,
 )
 
 BATCH = "batch"
@@ -41,6 +47,7 @@ class PrefectRunner:
         self._run_id = run_id
         self._telling = telling
         self._runs: dict[str, Ended] = {}
+        self._global: dict[str, Once[int | None]] = {}
 
     async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
         """See engine.StepRunner."""
@@ -56,7 +63,9 @@ class PrefectRunner:
             tags=instruction.tags,
             reuse=reuse,
         )
-        state = await run_task(options, attempt, [ended for each in after for ended in self._ended(each)])
+        edges = [ended for each in after for ended in self._ended(each)]
+        async with contextlib.nullcontext() if reuse else await self._limits(step):
+            state = await run_task(options, attempt, edges)
         self._runs[step.id] = Ended(state)
         if state.is_cancelled():
             raise Interrupted
@@ -68,6 +77,24 @@ class PrefectRunner:
             raise result
         outputs: Outputs = result
         return outputs
+
+    async def _limits(self, step: Step) -> AbstractAsyncContextManager[None]:
+        """What holds Prefect's global concurrency limits that are called as the step's resources are.
+
+        A step that asks for more than a limit has it to itself.
+        """
+        wanted: dict[str, int] = {}
+        for name, amount in step.instruction.resources.items():
+            known = self._global.setdefault(name, Once(partial(global_limit, name)))
+            limit = await known()
+            if limit == 0:
+                raise OperationError(
+                    f"Prefect's global concurrency limit {name!r} is 0",
+                    hint=f"`prefect global-concurrency-limit update {name} --limit 1`, or disable it",
+                )
+            if limit is not None:
+                wanted[name] = min(math.ceil(amount), limit)
+        return within_limits({name: amount for name, amount in wanted.items() if amount})
 
     async def run_batch(
         self,

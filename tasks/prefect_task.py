@@ -11,18 +11,21 @@ done once whatever becomes of the task run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.serializers import JSONSerializer
 from prefect.states import Cancelled, Completed
@@ -33,6 +36,8 @@ Attempt = Callable[[], Awaitable[Mapping[str, Any]]]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
+LEASE_SECONDS = 60.0
+"""For so long does a process that has died hold a global concurrency limit; Prefect's least."""
 SHOWN_PATHS = 1_000
 """So many paths are in the result of what was undone; Prefect reads and sends results as a whole."""
 
@@ -157,6 +162,30 @@ async def run_task(options: TaskOptions, attempt: Attempt, after: Sequence[Ended
     )
     running = task(return_state=True, wait_for=list(after))
     return await cast("Awaitable[State[Any]]", running)  # the task is asynchronous
+
+
+async def global_limit(name: str) -> int | None:
+    """How much of this all runs together may take; None where no global concurrency limit of this name is on."""
+    async with get_client() as client:
+        try:
+            found = await client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            return None
+    return found.limit if found.active else None
+
+
+@contextlib.asynccontextmanager
+async def within_limits(wanted: Mapping[str, int]) -> AsyncIterator[None]:
+    """Hold so much of each of these global concurrency limits, as soon as all of it can be had.
+
+    Prefect releases what a process that died has held, when its lease is over.
+    """
+    from prefect.concurrency.asyncio import concurrency  # hardly a set names one
+
+    async with contextlib.AsyncExitStack() as held:
+        for name in sorted(wanted):  # all in one order, so that nobody waits for one who waits for him
+            await held.enter_async_context(concurrency(name, wanted[name], lease_duration=LEASE_SECONDS))
+        yield
 
 
 class Once(Generic[T]):

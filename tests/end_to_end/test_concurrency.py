@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import LONG, LOUD, NOTE, QO, SHIP, Qo, script, tree
+from commands import LONG, LOUD, NOTE, QO, SHIP, Qo, eventually, script, tree
+from prefect_api import get, post
 
 SHORT = {"id": "short", "op": "wait", "with": {"seconds": 1}, "needs": ["note"]}
 INNER = " ".join(QO)
@@ -54,6 +55,36 @@ class TestOneWorkspace:
         qo("logs").exits(0).prints("step_finished succeeded note\n")
         qo("plan", qo.set(LOUD)).exits(0).prints("\n+HELLO\n")
         running.ctrl_c().ended().exits(130)
+
+
+class TestAGlobalConcurrencyLimit:
+    """Prefect's, called as a resource is that steps of several runs ask for."""
+
+    @pytest.fixture
+    def limit(self, qo: Qo) -> str:
+        name = f"licence-{qo.folder.name}"
+        post("/v2/concurrency_limits/", {"name": name, "limit": 1, "active": True})
+        return name
+
+    def test_two_runs_in_two_workspaces_never_do_at_once_what_it_allows_one_of(self, qo: Qo, limit: str) -> None:
+        held, go = qo.folder / "held", qo.folder / "go"
+        first = script(f"mkdir {held}; until test -e {go}; do sleep 0.05; done; rmdir {held}", writes=[])
+        second = script(f"mkdir {held} && rmdir {held}", writes=[])
+        began = qo.begins("run", qo.set({**first, "resources": {limit: 1}}))
+        eventually(held.exists, lambda: began.err)
+        other = str(qo.folder / "other")
+        waits = qo.begins("run", qo.set({**second, "resources": {limit: 3}}), "--workspace", other)
+        eventually(lambda: "step_started" in qo("logs", "--workspace", other).out, lambda: waits.err)
+        time.sleep(0.3)
+        go.touch()
+        began.ended().exits(0)
+        waits.ended().exits(0)
+        assert get(f"/v2/concurrency_limits/{limit}")["active_slots"] == 0
+
+    def test_one_of_nothing_fails_the_step_and_says_what_to_do(self, qo: Qo, limit: str) -> None:
+        post("/v2/concurrency_limits/", {"name": f"{limit}-0", "limit": 0, "active": True})
+        said = qo("run", qo.set({**SHIP, "resources": {f"{limit}-0": 1}})).exits(1)
+        said.says("global concurrency limit").says("hint: `prefect global-concurrency-limit update")
 
 
 class TestAScriptThatStartsARun:
