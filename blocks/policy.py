@@ -131,7 +131,6 @@ SETTINGS = (
     Setting("journal", "keep_days", Kind.NUMBER, 90, "for how long a run that has ended can be undone", own=True),
     Setting("journal", "keep_runs", Kind.NUMBER, 500, "for how many runs", own=True),
     Setting("journal", "max_size_mb", Kind.NUMBER, 2048, "and in how much space, in MiB; goes first", own=True),
-    Setting("audit", "required", Kind.FLAG, False, "no run begins that cannot be recorded in the audit log", own=True),
 )
 GRANTS = (
     Setting("untrusted", "secrets", Kind.GRANTED, (), "secrets that an untrusted set may name"),
@@ -200,7 +199,6 @@ class Policy:
     limits_file_mb: int = 1024
     limits_memory_mb: int = 0
     limits_seconds: int = 0
-    audit_required: bool = False
     rules: tuple[Rule, ...] = ()
     untrusted_secrets: tuple[str, ...] = ()
     untrusted_network: bool = False
