@@ -42,6 +42,9 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 # A FIFO without a writer would block the open, and a terminal could become ours.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_UNNAMED = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+_CANNOT_LINK = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EINVAL, errno.EXDEV)
+"""What the system answers where files cannot be without a name, or `/proc` is not there."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _NO_NAMES = frozenset(("", ".", ".."))
@@ -99,6 +102,9 @@ class ConfinedFolder:
         if path == ROOT:
             return os.fstat(self._descriptor)
         try:
+            held, name = self._at(path)
+            if held is not None:
+                return os.stat(name, dir_fd=held, follow_symlinks=False)
             with self._holding(path) as (folder, name):
                 return os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
@@ -144,15 +150,17 @@ class ConfinedFolder:
         with self._holding(path) as (folder, name):
             with suppress(FileNotFoundError):
                 _require_file(path, os.stat(name, dir_fd=folder, follow_symlinks=False))
-            temporary = f".qo-{secrets.token_hex(8)}.tmp"
-            descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=folder)
-            try:
-                _fill(descriptor, content, mode)
-                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
-                with suppress(FileNotFoundError):  # somebody has removed it already
-                    os.unlink(temporary, dir_fd=folder)
-                raise
+            _replace(folder, name, content, mode)
+
+    def create(self, path: str, content: bytes, mode: int) -> None:
+        """The same where nothing is. Raises FileExistsError, with nothing changed, if something is there by now."""
+        folder, name = self._at(path)
+        if folder is None:
+            with self._holding(path) as (found, name):
+                _create(found, name, content, mode)
+            return
+        with _naming(path):
+            _create(folder, name, content, mode)
 
     def mkdir(self, path: str, mode: int) -> bool:
         """Make a folder with exactly these permission bits. False, and nothing changed, if it was there."""
@@ -202,6 +210,14 @@ class ConfinedFolder:
 
     # Resolving.
 
+    def keeping_open(self) -> HeldFolders:
+        """The same folder, for many effects in a short time; see HeldFolders."""
+        return HeldFolders(self, self._descriptor, self._open_folder)
+
+    def _at(self, path: str) -> tuple[int | None, str]:
+        """The descriptor of the folder that `path` is in, and its name there, if that is held already."""
+        return None, path
+
     @contextmanager
     def _holding(self, path: str) -> Iterator[tuple[int, str]]:
         """See _parent_of; errors inside name the whole path."""
@@ -249,13 +265,106 @@ class ConfinedFolder:
                     break
                 what, hint = _REFUSALS[error.errno]
                 return PathRefused(f"{shown(path)}: {shown(part)} {what}", hint=hint)
-        hint = "something else is working in the workspace; wait for its end, and try again"
-        return PathRefused(f"{shown(path)}: a folder on the way changed while it was being opened", hint=hint)
+        return _moved(path)
+
+
+class HeldFolders(ConfinedFolder):
+    """A folder whose inner folders stay open once they were resolved: many effects then cost one resolving a folder.
+
+    For a short time, as somebody may move a folder away meanwhile: `check` says whether all are still where they were.
+    For one thread. Its end closes what it holds, and not the folder that it was made from.
+    """
+
+    MOST = 128
+
+    def __init__(self, folder: ConfinedFolder, descriptor: int, open_folder: FolderOpener) -> None:
+        self.root = folder.root
+        self._descriptor = descriptor
+        self._open_folder = open_folder
+        self._held: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    def check(self) -> None:
+        """Raises PathRefused if a folder that is held is no longer what its path leads to."""
+        for path in list(self._held):
+            self._check(path)
+
+    def _check(self, path: str) -> None:
+        held = os.fstat(self._held[path])
+        folder, slash, name = path.rpartition("/")
+        above = self._held.get(folder) if slash else self._descriptor
+        if above is not None:  # which is checked as well
+            with _naming(path):
+                found = os.stat(name, dir_fd=above, follow_symlinks=False)
+        else:
+            with super()._resolved(path, path) as descriptor:
+                found = os.fstat(descriptor)
+        if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+            raise _moved(path)
+
+    def _at(self, path: str) -> tuple[int | None, str]:
+        folder, slash, name = path.rpartition("/")
+        if name in _NO_NAMES or "\0" in path or (slash and folder == ROOT):
+            return None, path
+        return self._held.get(folder) if slash else self._descriptor, name
+
+    @contextmanager
+    def _resolved(self, folder: str, path: str) -> Iterator[int]:
+        if folder == ROOT or folder not in self._held:
+            with super()._resolved(folder, path) as descriptor:
+                if folder != ROOT:
+                    self._hold(folder, os.dup(descriptor))
+                yield descriptor
+            return
+        yield self._held[folder]
+
+    def _hold(self, folder: str, descriptor: int) -> None:
+        self._held[folder] = descriptor
+        if len(self._held) > self.MOST:
+            oldest = next(iter(self._held))
+            try:
+                self._check(oldest)
+            finally:
+                self._forget(oldest)
+
+    def _forget(self, path: str) -> None:
+        descriptor = self._held.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def unlink(self, path: str) -> None:
+        """See ConfinedFolder."""
+        self._forget_below(path)
+        super().unlink(path)
+
+    def rmdir(self, path: str) -> None:
+        """See ConfinedFolder."""
+        self._forget_below(path)
+        super().rmdir(path)
+
+    def rename(self, source: str, destination: str) -> None:
+        """See ConfinedFolder."""
+        self._forget_below(source)
+        self._forget_below(destination)
+        super().rename(source, destination)
+
+    def _forget_below(self, path: str) -> None:
+        for folder in [each for each in self._held if each == path or each.startswith(f"{path}/")]:
+            self._forget(folder)
 
 
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is what a killed `write` can leave: recovery removes it."""
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def _moved(path: str) -> PathRefused:
+    hint = "something else is working in the workspace; wait for its end, and try again"
+    return PathRefused(f"{shown(path)}: a folder on the way changed while it was being used", hint=hint)
 
 
 def _not_a_path(path: str) -> PathRefused:
@@ -290,15 +399,46 @@ def _unfit(path: str, found: os.stat_result, need: str) -> PathRefused:
     return PathRefused(f"{shown(path)}: is {noun}, and {need}", hint=_LINK_HINT if stat.S_ISLNK(found.st_mode) else "")
 
 
-def _fill(descriptor: int, content: bytes, mode: int) -> None:
-    """Write everything and close. The mode comes last, as writing takes the set-user-id bit away."""
+def _create(folder: int, name: str, content: bytes, mode: int) -> None:
+    """A file without a name is filled and then linked to its place, which the kernel does not do over another."""
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        descriptor = os.open(ROOT, _UNNAMED, mode & 0o777, dir_fd=folder)
+        try:
+            _fill(descriptor, content, mode)
+            os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        with suppress(FileNotFoundError):
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+        _replace(folder, name, content, mode)
+
+
+def _replace(folder: int, name: str, content: bytes, mode: int) -> None:
+    temporary = f".qo-{secrets.token_hex(8)}.tmp"
+    descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=folder)
+    try:
+        try:
+            _fill(descriptor, content, mode)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with suppress(FileNotFoundError):  # somebody has removed it already
+            os.unlink(temporary, dir_fd=folder)
+        raise
+
+
+def _fill(descriptor: int, content: bytes, mode: int) -> None:
+    """Write everything. The mode comes last, as writing takes the set-user-id bit away."""
+    written = os.write(descriptor, content) if content else 0
+    while written < len(content):
+        written += os.write(descriptor, memoryview(content)[written:])
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
         os.fchmod(descriptor, mode)
-    finally:
-        os.close(descriptor)
 
 
 def _chmod(path: str, folder: int, name: str, mode: int) -> None:

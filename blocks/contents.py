@@ -7,18 +7,19 @@ by `sweep`, rows before files, so that an interrupted one leaves nothing but fil
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from quantum_orchestrator.blocks.database import DAMAGE_HINT, Database, Transaction
+from quantum_orchestrator.blocks.database import AMONG, DAMAGE_HINT, Database, Transaction
 from quantum_orchestrator.blocks.errors import StateError
 from quantum_orchestrator.blocks.tree import digest
 
 INLINE_BYTES = 64 * 1024
-COMPRESS_FROM = 256  # bytes; below, compression costs more than it saves
+COMPRESS_FROM = 2048  # bytes; below, compression costs more than it saves
 
 ContentRow = tuple[str, int, bytes | None]
 
@@ -35,6 +36,13 @@ class Contents:
         """Whether a content is stored."""
         rows = self._database.read("SELECT data IS NULL FROM contents WHERE sha256 = ?", sha256)
         return bool(rows) and (not rows[0][0] or self._large(sha256).exists())
+
+    def missing(self, digests: Iterable[str]) -> set[str]:
+        """Those of these contents that are not stored."""
+        wanted = set(digests)
+        query = f"SELECT sha256, data IS NULL FROM contents WHERE sha256 {AMONG}"  # noqa: S608 - our own words
+        rows = self._database.read(query, json.dumps(sorted(wanted)))
+        return wanted - {sha256 for sha256, is_large in rows if not is_large or self._large(sha256).exists()}
 
     def read(self, sha256: str) -> bytes:
         """A stored content. Raises StateError if it is missing or not what its digest says."""

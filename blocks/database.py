@@ -40,6 +40,9 @@ from quantum_orchestrator.blocks.errors import StateError
 VERSION = 2
 WAIT_SECONDS = 30
 """For as long, another process may write."""
+CACHE_KIB = 32 * 1024
+CHECKPOINT_PAGES = 8 * 1024
+"""So many pages of the write-ahead log are carried over at once: a large run writes some pages of contents often."""
 MANY_PAGES = 256
 """As many empty ones (1 MiB) are worth writing the file anew."""
 
@@ -52,6 +55,8 @@ Result = TypeVar("Result")
 DAMAGE_HINT = "`qo doctor` says more; a copy of the folder helps to find out what happened to it"
 
 
+AMONG = "IN (SELECT value FROM json_each(?))"
+"""A condition on one of many, given as JSON: one query, however many there are."""
 _NEWEST_EFFECT = "SELECT coalesce(max(number), 0) FROM effects"
 
 
@@ -163,14 +168,18 @@ def row_sum(table: Table, row: Row) -> bytes:
 
 def summed(table: Table, row: Row) -> Row:
     """A row with its checksum, its values as SQLite gives them back."""
-    plain = [value if type(value) in _PLAIN else _plain(value) for value in row]
-    for place in table.reals:
-        if plain[place] is not None:
-            plain[place] = float(plain[place])
-    return (*plain, row_sum(table, tuple(plain)))
+    if not _PLAIN.issuperset(map(type, row)):
+        row = tuple([value if type(value) in _PLAIN else _plain(value) for value in row])
+    if table.reals:
+        plain = list(row)
+        for place in table.reals:
+            if plain[place] is not None:
+                plain[place] = float(plain[place])
+        row = tuple(plain)
+    return (*row, row_sum(table, row))
 
 
-_PLAIN = (str, int, type(None), float, bytes)
+_PLAIN = frozenset((str, int, type(None), float, bytes))
 
 
 def _plain(value: Any) -> str | int:
@@ -234,6 +243,10 @@ class Transaction:
         """Add rows."""
         self._connection.executemany(f"INSERT {table.values}", [summed(table, row) for row in rows])
         self._count(table, len(rows))
+
+    def put_all(self, table: Table, rows: Iterable[Row]) -> None:
+        """The same as `put` for several rows of a table that is not counted."""
+        self._connection.executemany(f"INSERT OR REPLACE {table.values}", [summed(table, row) for row in rows])
 
     def put(self, table: Table, row: Row) -> None:
         """Add a row, or write it over the one with the same key."""
@@ -402,6 +415,8 @@ class Database:
         connection = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
         opened.callback(connection.close)
         connection.execute("PRAGMA cell_size_check=1")
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         return connection
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from quantum_orchestrator.blocks.confined import ConfinedFolder, is_temporary
 from quantum_orchestrator.blocks.disk_tree import OWNER_WRITES, inside, kind_of, readable_errors
 from quantum_orchestrator.blocks.snapshot import is_repository
-from quantum_orchestrator.blocks.tree import Change, Entry, Kind
+from quantum_orchestrator.blocks.tree import Change, Entry, Kind, changed_meanwhile
 from quantum_orchestrator.blocks.undo import is_making
 
 ContentOf = Callable[[str], bytes]
@@ -78,6 +78,11 @@ def _put(folder: ConfinedFolder, path: str, before: Entry | None, after: Entry, 
         folder.symlink(path, after.target)
     elif before is not None and before.kind is Kind.FILE and before.sha256 == after.sha256:
         folder.chmod(path, after.mode)
+    elif before is None:
+        try:
+            folder.create(path, content_of(after.sha256), after.mode)
+        except FileExistsError as error:
+            raise changed_meanwhile(path) from error
     else:
         folder.write(path, content_of(after.sha256), after.mode)
 

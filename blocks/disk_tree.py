@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from quantum_orchestrator.blocks.confined import ConfinedFolder, is_temporary
+from quantum_orchestrator.blocks.confined import ConfinedFolder, HeldFolders, is_temporary
 from quantum_orchestrator.blocks.errors import OperationError, PathRefused
 from quantum_orchestrator.blocks.tree import (
     ROOT,
@@ -28,6 +29,9 @@ from quantum_orchestrator.blocks.tree import (
 
 OWNER_WRITES = 0o700
 """Bits without which a folder's owner can neither list nor change it."""
+
+TICK_NS = 50_000_000
+"""A file that has changed so shortly before may change again without its times showing it: kernels count in ticks."""
 
 UNREACHABLE = Entry(Kind.SPECIAL, 0, target="unreachable")
 """What stands for a path that cannot be looked at: a link has come on the way, or nobody may look into the folder."""
@@ -92,10 +96,72 @@ class DiskTree:
             return self.folder.lstat(path)
 
 
+class Look(DiskTree):
+    """A folder on disk that is looked at once: for steps that are done together, one after another."""
+
+    LARGEST_KEPT = 256 * 1024
+
+    folder: HeldFolders
+
+    def __init__(self, folder: HeldFolders, umask: int) -> None:
+        super().__init__(folder, umask)
+        self._since = time.time_ns() - TICK_NS
+        self._found: dict[str, os.stat_result | None] = {}
+        self._entries: dict[str, Entry] = {}
+        self._contents: dict[str, bytes] = {}
+
+    def entry(self, path: str) -> Entry | None:
+        """See Tree."""
+        found = self._lstat(path)
+        if found is None:
+            return None
+        if path not in self._entries:
+            self._entries[path] = self.entry_of(path, found)
+        return self._entries[path]
+
+    def entry_of(self, path: str, found: os.stat_result) -> Entry:
+        """See DiskTree."""
+        if kind_of(found) is Kind.FILE:
+            return file_entry(self.read(path), stat.S_IMODE(found.st_mode))
+        return super().entry_of(path, found)
+
+    def read(self, path: str) -> bytes:
+        """See Tree."""
+        content = self._contents.get(path)
+        if content is None:
+            content = super().read(path)
+            if len(content) <= self.LARGEST_KEPT:
+                self._contents[path] = content
+        return content
+
+    def entry_now(self, path: str) -> Entry | None:
+        """What is at a path at this moment; it is only read again if it has changed since it was looked at."""
+        was, entry = self._found.pop(path, None), self._entries.pop(path, None)
+        now = self._lstat(path)
+        if entry is not None and was is not None and now is not None and self._is_same(was, now):
+            self._entries[path] = entry
+            return entry
+        self._contents.pop(path, None)
+        return self.entry(path)
+
+    def _lstat(self, path: str) -> os.stat_result | None:
+        if path not in self._found:
+            above = self._found.get(path.rpartition("/")[0], self)
+            self._found[path] = None if above is None else super()._lstat(path)
+        return self._found[path]
+
+    def _is_same(self, was: os.stat_result, now: os.stat_result) -> bool:
+        if stat.S_ISDIR(now.st_mode):
+            return was.st_mode == now.st_mode
+        return stamp_of(was) == stamp_of(now) and now.st_ctime_ns < self._since
+
+
 def kind_of(found: os.stat_result) -> Kind:
     """What an lstat says is there."""
-    kinds = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
-    return kinds.get(stat.S_IFMT(found.st_mode), Kind.SPECIAL)
+    return _KINDS.get(stat.S_IFMT(found.st_mode), Kind.SPECIAL)
+
+
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
 
 
 @contextlib.contextmanager

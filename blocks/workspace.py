@@ -15,8 +15,9 @@ What undoing means is `blocks/undo.py`'s matter, how a disk is looked at and cha
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from quantum_orchestrator.blocks import disk_changes, git_undo, redo, snapshot
@@ -24,7 +25,7 @@ from quantum_orchestrator.blocks.aside import Aside
 from quantum_orchestrator.blocks.claims import Claims
 from quantum_orchestrator.blocks.confined import ConfinedFolder, is_temporary
 from quantum_orchestrator.blocks.disk_changes import ContentOf
-from quantum_orchestrator.blocks.disk_tree import DiskTree, current_umask, inside, opened_up, reachable_entry
+from quantum_orchestrator.blocks.disk_tree import DiskTree, Look, current_umask, inside, opened_up, reachable_entry
 from quantum_orchestrator.blocks.errors import OperationError, PathRefused
 from quantum_orchestrator.blocks.git_objects import GitObjects
 from quantum_orchestrator.blocks.journal import Effect, EffectState, Journal
@@ -35,7 +36,6 @@ from quantum_orchestrator.blocks.tree import (
     Change,
     Entry,
     Kind,
-    Tree,
     ancestors,
     changed_meanwhile,
     digest,
@@ -86,23 +86,42 @@ class Workspace:
         """Journal the changes, then do them. Raises OperationError; `undo` then puts back what was done."""
         self.apply_all(run_id, [(step_id, changes)], content_of)
 
-    def apply_all(self, run_id: str, changes_of: Sequence[tuple[str, Sequence[Change]]], content_of: ContentOf) -> None:
-        """The same for several steps, one after another, with one record in the journal and one write of each path."""
+    @contextlib.contextmanager
+    def look(self) -> Iterator[Look]:
+        """The workspace as several steps that are done together find it; for one thread and a short time."""
+        with self.folder.keeping_open() as folder:
+            yield Look(folder, self.tree.umask)
+
+    def apply_all(
+        self,
+        run_id: str,
+        changes_of: Sequence[tuple[str, Sequence[Change]]],
+        content_of: ContentOf,
+        look: Look | None = None,
+    ) -> None:
+        """The same for several steps, one after another, with one record in the journal and one write of each path.
+
+        `look` is what their changes were made from, if that was not long ago.
+        """
         changes_of = [(step_id, changes) for step_id, changes in changes_of if changes]
         if not changes_of:
             return
-        with self._mutex:
-            seen = _Seen(self.tree)
+        with contextlib.ExitStack() as stack:
+            look = look or stack.enter_context(self.look())
+            stack.enter_context(self._mutex)
+            seen = _Seen(look)
             self._claims.load(run_id)
             try:
                 recorded = [
                     (step_id, self._as_it_is_now(run_id, step_id, changes, seen)) for step_id, changes in changes_of
                 ]
-                self.journal.intend_all(run_id, recorded, self._contents(seen.first, content_of))
+                stored = self.journal.contents_missing(_contents_of(recorded))
+                self.journal.intend_all(run_id, recorded, _contents(look, stored, seen.first, content_of))
             except BaseException:
                 self._claims.reset()
                 raise
-            disk_changes.make_so(self.folder, seen.changes(), content_of)
+            disk_changes.make_so(look.folder, seen.changes(), content_of)
+            look.folder.check()
 
     def _as_it_is_now(self, run_id: str, step_id: str, changes: Sequence[Change], seen: _Seen) -> list[Change]:
         """The same changes, with the folders that another step took away meanwhile, and claims to those that others
@@ -125,22 +144,6 @@ class Workspace:
         shared = sorted(folder for folder in above if self._claims.others(run_id, folder, {step_id}))
         found = [(folder, entry_at(folder)) for folder in shared]
         return [Change(folder, None, entry) for folder, entry in found if entry and entry.kind is Kind.FOLDER]
-
-    def _contents(self, before: Mapping[str, Entry | None], content_of: ContentOf) -> Callable[[str], bytes | None]:
-        """Where the journal finds contents: before-images on disk (proved by digest), the rest in the overlay."""
-        places = {entry.sha256: path for path, entry in before.items() if entry is not None and entry.kind is Kind.FILE}
-
-        def content(sha256: str) -> bytes | None:
-            if self.journal.has_content(sha256):
-                return None
-            if sha256 not in places:
-                return content_of(sha256)
-            found = self.tree.read(places[sha256])
-            if digest(found) != sha256:
-                raise changed_meanwhile(places[sha256])
-            return found
-
-        return content
 
     # Effects that are known only afterwards.
 
@@ -405,6 +408,35 @@ def _chosen(step_ids: str | Collection[str] | None) -> set[str] | None:
     return {step_ids} if isinstance(step_ids, str) else None if step_ids is None else set(step_ids)
 
 
+def _contents(
+    look: Look, missing: Collection[str], before: Mapping[str, Entry | None], content_of: ContentOf
+) -> Callable[[str], bytes | None]:
+    """Where the journal finds contents: before-images on disk (proved by digest), the rest in the overlay."""
+    places = {entry.sha256: path for path, entry in before.items() if entry is not None and entry.kind is Kind.FILE}
+
+    def content(sha256: str) -> bytes | None:
+        if sha256 not in missing:
+            return None
+        if sha256 not in places:
+            return content_of(sha256)
+        found = look.read(places[sha256])
+        if digest(found) != sha256:
+            raise changed_meanwhile(places[sha256])
+        return found
+
+    return content
+
+
+def _contents_of(changes_of: Iterable[tuple[str, Iterable[Change]]]) -> set[str]:
+    return {
+        entry.sha256
+        for _, changes in changes_of
+        for each in changes
+        for entry in (each.before, each.after)
+        if entry is not None and entry.kind is Kind.FILE
+    }
+
+
 def _contents_after(changes: Iterable[Change]) -> set[str]:
     entries = (change.after for change in changes)
     return {entry.sha256 for entry in entries if entry is not None and entry.kind is Kind.FILE}
@@ -413,18 +445,18 @@ def _contents_after(changes: Iterable[Change]) -> set[str]:
 class _Seen:
     """What steps whose changes are not made yet find: the disk, and on it what those before them leave."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, look: Look) -> None:
         self.first: dict[str, Entry | None] = {}
         """What is on disk at the paths that were asked for."""
         self._now: dict[str, Entry | None] = {}
-        self._tree = tree
+        self._look = look
 
     def entry(self, path: str) -> Entry | None:
         """What is there then."""
         if path not in self._now:
             is_new = self._is_new(path)
             try:
-                self.first[path] = self._tree.entry(path)
+                self.first[path] = self._look.entry_now(path)
             except PathRefused:
                 if not is_new:
                     raise

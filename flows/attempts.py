@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
 from quantum_orchestrator.blocks.errors import NeedsAttention, OperationError, QuantumError
@@ -32,6 +32,18 @@ from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, 
 
 Observer = Callable[[RunEvent], None]
 Outputs = Mapping[str, Any]
+
+
+@runtime_checkable
+class ObserverOfMany(Protocol):
+    """An observer that would rather hear of several events at once."""
+
+    def __call__(self, event: RunEvent) -> None:
+        """One thing has happened."""
+
+    def many(self, events: Sequence[RunEvent]) -> None:
+        """Several have, in this order."""
+
 
 MOST_NAMED = 10
 EXPECTED = (QuantumError, Unknown)

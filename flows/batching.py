@@ -6,19 +6,23 @@ TARGET_SECONDS. Each keeps its own record, outputs, status and log lines. A memb
 wait for it are given back, and so is everything if the disk refuses: then each is tried by itself, which tells whose
 fault it is.
 
+Batches are made one at a time: in one process two would only keep each other waiting, at every call of the system.
+
 Invariant: the members end as if they had run one by one, in the order given. Works in whichever thread it is called in.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from quantum_orchestrator.blocks.disk_tree import Look
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError
 from quantum_orchestrator.blocks.tree import Change, Overlay
 from quantum_orchestrator.blocks.workspace import Workspace
-from quantum_orchestrator.flows.attempts import Attempts, Observer
+from quantum_orchestrator.flows.attempts import Attempts
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.guard import ApprovalNeeded, contents_of
 from quantum_orchestrator.flows.plan import Graph, Step, resolved_parameters
@@ -38,14 +42,16 @@ LARGEST_SIZE = 512
 class BatchSize:
     """How many steps to take together: as many as take the target time, as far as that is known."""
 
-    def __init__(self, target: float = TARGET_SECONDS) -> None:
-        self.value = FIRST_SIZE
-        self._target = target
+    def __init__(self, steps: int = 0, *, target: float = TARGET_SECONDS) -> None:
+        """`steps` is how many there are: of many, more go together, so that there are some dozens of task runs."""
+        self.value = max(FIRST_SIZE, min(steps // 4, LARGEST_SIZE))
+        self._largest = max(LARGEST_SIZE, steps // 16)
+        self._target = max(target, target * steps / 5_000)
 
     def learn(self, steps: int, seconds: float) -> None:
         """So many have taken so long. It at most doubles, as the next ones may be others."""
         wanted = int(steps * self._target / max(seconds, 1e-6))
-        self.value = max(1, min(wanted, 2 * self.value, LARGEST_SIZE))
+        self.value = max(1, min(wanted, 2 * self.value, self._largest))
 
 
 def is_cheap(step: Step, effects: Effects) -> bool:
@@ -85,9 +91,10 @@ class Batches:
         books: Books,
         workspace: Workspace,
         attempts: Attempts,
-        observe: Observer,
+        observe: Callable[[Sequence[RunEvent]], None],
         reusing: Reusing | None = None,
     ) -> None:
+        self._at_work = threading.Lock()
         self._books = books
         self._workspace = workspace
         self._attempts = attempts
@@ -96,25 +103,30 @@ class Batches:
 
     def make(self, steps: Sequence[Step], graph: Graph, token: CancelToken) -> Batch:
         """Do the steps, one after another. Raises Interrupted, with nothing of them done, and what breaks the run."""
-        work, started = (
-            _Work(Overlay(self._reusing.tree if self._reusing else self._workspace.tree)),
-            time.thread_time(),
-        )
+        started = time.thread_time()
+        with self._at_work, self._workspace.look() as look:
+            batch = self._make(
+                steps, graph, token, _Work(Overlay(self._reusing.tree if self._reusing else look), token), look
+            )
+        batch.seconds = time.thread_time() - started
+        return batch
+
+    def _make(self, steps: Sequence[Step], graph: Graph, token: CancelToken, work: _Work, look: Look) -> Batch:
         try:
             for step in steps:
                 if token.cancelled:
                     raise Interrupted
                 self._one(step, graph.predecessors[step.id], work)
-            self._workspace.apply_all(self._books.run_id, work.changes, work.total.content_of)
+            self._observe(work.events)
+            self._workspace.apply_all(self._books.run_id, work.changes, work.total.content_of, look)
         except OperationError as problem:  # the disk's: members keep theirs to themselves
             self._take_back(work, problem)
-            return Batch(left=list(steps), refused=True, seconds=time.thread_time() - started)
+            return Batch(left=list(steps), refused=True)
         except BaseException as problem:
             self._take_back(work, problem)
             raise
         records = [result.record() for result in work.fresh]
         self._books.journal.record_steps(self._books.run_id, records, done=True, durable=False)
-        work.batch.seconds = time.thread_time() - started
         return work.batch
 
     def _take_back(self, work: _Work, problem: BaseException) -> None:
@@ -161,17 +173,18 @@ class Batches:
             set_name=step.scope.document.name,
             run_id=self._books.run_id,
             policy=guard.policy,
-            log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, step.instruction.op, line)),
+            cancel=work.token,
+            log=lambda line: work.events.append(RunEvent(EventKind.LOG, step.id, step.instruction.op, line)),
         )
-        self._observe(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
+        work.events.append(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
         operation, parameters = registry.get(step.instruction.op), resolved_parameters(step, scope)
         guard.check(step.id, operation, parameters, self._attempts.decided)
         outputs: Outputs = operation.run(parameters, context)
-        changes = layer.changes()
-        if not guard.idle:
-            self._attempts.check_changes(step, changes, contents_of(changes, work.total, layer))
-        work.total.apply(changes, layer.content_of)
-        work.changes.append((step.id, changes))
+        if changes := layer.changes():
+            if not guard.idle:
+                self._attempts.check_changes(step, changes, contents_of(changes, work.total, layer))
+            work.total.apply(changes, layer.content_of)
+            work.changes.append((step.id, changes))
         dumped = self._attempts.redactor.value(outputs.model_dump(mode="json"))
         result = StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED, 1, outputs=dumped)
         if self._reusing is not None and verdict is not None:
@@ -189,9 +202,12 @@ class _Work:
     """A batch while it is being done."""
 
     total: Overlay
+    token: CancelToken
     batch: Batch = field(default_factory=Batch)
     fresh: list[StepResult] = field(default_factory=list)
     """Those that ended now, and not in an earlier process."""
     changes: list[tuple[str, Sequence[Change]]] = field(default_factory=list)
+    events: list[RunEvent] = field(default_factory=list)
+    """Not told yet."""
     stopped: set[str] = field(default_factory=set)
     """Steps that have failed or been left out."""

@@ -41,7 +41,15 @@ from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.blocks.tree import printable
 from quantum_orchestrator.blocks.workspace import Conflicts, Undo, Workspace
-from quantum_orchestrator.flows.attempts import EXPECTED, Attempts, Conflicted, Observer, Outputs, conflict_error
+from quantum_orchestrator.flows.attempts import (
+    EXPECTED,
+    Attempts,
+    Conflicted,
+    Observer,
+    ObserverOfMany,
+    Outputs,
+    conflict_error,
+)
 from quantum_orchestrator.flows.batching import BATCH_FROM, Batch, Batches, BatchSize, is_cheap
 from quantum_orchestrator.flows.books import Books
 from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, InstructionSet, OnFailure, RollbackTo, Trust
@@ -232,8 +240,11 @@ class Run:
             decided=lambda subject: self._decisions.get(subject),
         )
         self._reusing = self._with_reuse()
-        self._batches = Batches(self.books, workspace, self._attempts, self.observe, self._reusing)
-        self._sizes: dict[_Kind, BatchSize] = {is_cheap: BatchSize(), is_quiet: BatchSize(SCRIPTS_SECONDS)}
+        self._batches = Batches(self.books, workspace, self._attempts, self.observe_all, self._reusing)
+        self._sizes: dict[_Kind, BatchSize] = {
+            is_cheap: BatchSize(len(self.graph.steps)),
+            is_quiet: BatchSize(target=SCRIPTS_SECONDS),
+        }
         self.worked: dict[str, Seconds] = {}
         """How long the last try of each step took that had a task run of its own, without Prefect's part."""
         self._alone: set[str] = set()
@@ -372,9 +383,17 @@ class Run:
 
     def observe(self, event: RunEvent) -> None:
         """Tell everybody who watches."""
-        event = replace(event, message=self.redact(event.message))
-        for observer in self._observers:
-            observer(event)
+        self.observe_all([event])
+
+    def observe_all(self, events: Sequence[RunEvent]) -> None:
+        """The same for several at once."""
+        shown = [replace(each, message=self.redact(each.message)) if each.message else each for each in events]
+        for observer in self._observers if shown else ():
+            if isinstance(observer, ObserverOfMany):
+                observer.many(shown)
+            else:
+                for event in shown:
+                    observer(event)
 
     def redact(self, text: str) -> str:
         """The text as it may be shown: without secrets, and in characters that every terminal and file takes."""
@@ -497,7 +516,8 @@ class Run:
                 batch = await self._run_scripts(group, graph, after, stop, tell)
             else:
                 batch = await self._run_batch(group, graph, after, stop)
-        ends: Ends = [(step, None) for step in group if step.id in {result.id for result in batch.ended}]
+        ended = {result.id for result in batch.ended}
+        ends: Ends = [(step, None) for step in group if step.id in ended]
         for step, error in batch.failed:
             try:
                 await self._failed(step, error, time.monotonic(), stop)
@@ -539,9 +559,7 @@ class Run:
 
         await stop.wait(partial(self._runner.run_batch, steps, attempt, after, reuse=why))
         batch = done[0]
-        for result in batch.ended:
-            if result.id not in known:
-                self.observe(RunEvent.finished(result))
+        self.observe_all([RunEvent.finished(each) for each in batch.ended if each.id not in known])
         self._alone.update(step.id for step in (steps if batch.refused else batch.alone))
         return batch
 

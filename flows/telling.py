@@ -136,13 +136,31 @@ def log_to(logger: Any) -> Observer:
 def log_file(path: Path) -> Observer:
     """One line an event, for `qo logs`."""
 
-    def observe(event: RunEvent) -> None:
-        outcome = f" {event.status}" if event.status else ""
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {event.kind.value}{outcome} {event.step} {event.message}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return LogFile(path)
+
+
+class LogFile:
+    """Writes one line an event, those that come together at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, event: RunEvent) -> None:
+        """See attempts.Observer."""
+        self.many([event])
+
+    def many(self, events: Sequence[RunEvent]) -> None:
+        """See attempts.ObserverOfMany."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        text = "".join(_line(now, event) for event in events)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, (line.rstrip().replace("\n", "\\n") + "\n").encode(errors="replace"))
+            os.write(descriptor, text.encode(errors="replace"))
         finally:
             os.close(descriptor)
 
-    return observe
+
+def _line(now: str, event: RunEvent) -> str:
+    outcome = f" {event.status}" if event.status else ""
+    line = f"{now} {event.kind.value}{outcome} {event.step} {event.message}".rstrip()
+    return line.replace("\n", "\\n") + "\n"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from quantum_orchestrator.blocks.home import workspace_home
-from quantum_orchestrator.blocks.journal import EffectState, Journal
+from quantum_orchestrator.blocks.journal import Journal
 from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.engine import Attempt
 from quantum_orchestrator.flows.plan import Step
@@ -92,7 +92,7 @@ def _standing(root: Path, run_id: str | None) -> tuple[set[str], int]:
     with contextlib.closing(Journal(workspace_home(root))) as journal:
         run = run_id or journal.runs(1)[0].id
         done = {step_id for step_id, step in journal.steps(run).items() if step.status == "succeeded"}
-        begun = {effect.step for effect in journal.effects(run) if effect.state is EffectState.INTENT}
+        begun = {effect.step for effect in journal.effects(run)}
         return done, len(begun - done)
 
 

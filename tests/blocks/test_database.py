@@ -220,10 +220,11 @@ def test_a_row_that_was_changed_is_not_believed(tmp_path: Path) -> None:
 
 def test_a_damaged_row_is_not_given_a_good_checksum_by_a_change(tmp_path: Path) -> None:
     fill(tmp_path)
-    change(tmp_path, "UPDATE effects SET path = 'elsewhere' WHERE number = 3")
     journal = Journal(tmp_path)
+    effects = journal.effects("r1")
+    change(tmp_path, "UPDATE effects SET path = 'elsewhere' WHERE number = 3")
     with pytest.raises(StateError, match="the row '3' of effects is damaged"):
-        journal.record_step("r1", StepRecord("s", "file.write", "succeeded"), done=True)
+        journal.mark_undone(effects)
     journal.close()
 
 

@@ -19,7 +19,20 @@ from unittest import mock
 
 from quantum_orchestrator.blocks.confined import ConfinedFolder
 
-CALLS = ("rename", "mkdir", "rmdir", "unlink", "symlink", "write", "fchmod", "fsync", "replace", "pwrite", "chmod")
+CALLS = (
+    "rename",
+    "link",
+    "mkdir",
+    "rmdir",
+    "unlink",
+    "symlink",
+    "write",
+    "fchmod",
+    "fsync",
+    "replace",
+    "pwrite",
+    "chmod",
+)
 WRITING = ("INSERT", "UPDATE", "DELETE", "COMMIT", "BEGIN")
 
 At = Callable[[str], None]
