@@ -223,7 +223,7 @@ class Run:
         self.books = Books(record, document, self.journal)
         self.graph = self.books.graph
         self._runner = runner
-        self._observers = list(observers)
+        self._observers = sorted(observers, key=lambda each: not isinstance(each, ObserverOfMany))  # the log first
         self._decisions = self.journal.decisions(record.id)
         self._places = Places(settings.parallel, adapts=settings.adapts)
         self._capacity = machine.capacity()
