@@ -33,7 +33,8 @@ def test_many_steps_are_few_task_runs_and_every_step_is_told(qo: Qo) -> None:
 
 def test_a_large_run_that_dies_goes_on(qo: Qo) -> None:
     gate = {"id": "gate", "op": "script.run", "with": {"shell": "until test -e ../open; do sleep 0.1; done"}}
-    first = WRITES[: COUNT // 2 + 1]
+    early = WRITES[: COUNT // 2]
+    first = [*early, {**WRITES[COUNT // 2], "needs": [step["id"] for step in early]}]
     rest = [{**step, "needs": ["gate"]} for step in WRITES[COUNT // 2 + 1 :]]
     gate |= {"needs": [step["id"] for step in first], "reads": [], "writes": []}
     running = qo.begins("run", qo.set(*first, gate, *rest)).until(f"✓ w{COUNT // 2}")
