@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from quantum_orchestrator.blocks import confined
 from quantum_orchestrator.blocks.confined import ConfinedFolder, has_openat2, is_temporary
 from quantum_orchestrator.blocks.errors import PathRefused
 
@@ -369,3 +370,55 @@ def test_a_full_disk_leaves_nothing_behind_and_a_mount_point_is_not_crossed(tmp_
     command = [*own, "sh", "-c", mount, "sh", tmp_path, str(openat2), sys.executable, ON_A_SMALL_DISK]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+# New files, and folders that stay open.
+
+
+@pytest.mark.parametrize("unnamed", [True, False], ids=["a file without a name", "a temporary file"])
+def test_what_is_made_never_takes_the_place_of_something(
+    folder: ConfinedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
+    if not unnamed:
+        monkeypatch.setattr(confined, "_UNNAMED", os.O_WRONLY | os.O_DIRECTORY)  # EISDIR: as a file system without it
+    folder.create("new", b"new", 0o640)
+    assert ((tmp_path / "new").read_bytes(), mode_of(tmp_path / "new")) == (b"new", 0o640)
+    with pytest.raises(FileExistsError):
+        folder.create("new", b"other", 0o600)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert (tmp_path / "new").read_bytes() == b"new"
+
+
+def test_a_folder_that_is_held_open_is_checked_for_having_been_moved(folder: ConfinedFolder, tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    with folder.keeping_open() as held:
+        held.create("a/b/x", b"x", 0o644)
+        held.check()
+        (tmp_path / "a/b").rename(tmp_path / "away")
+        (tmp_path / "a/b").mkdir()
+        with pytest.raises(PathRefused, match="changed while it was being used"):
+            held.check()
+
+
+def test_no_more_than_some_folders_are_held_open(folder: ConfinedFolder, tmp_path: Path) -> None:
+    with folder.keeping_open() as held:
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(2 * held.MOST):
+            held.mkdir(f"d{number}", 0o755)
+            held.create(f"d{number}/x", b"x", 0o644)
+        assert len(os.listdir("/proc/self/fd")) - before <= held.MOST
+    assert len(list(tmp_path.glob("*/x"))) == 2 * held.MOST
+
+
+def test_a_folder_that_is_removed_and_made_again_is_not_mistaken_for_the_old_one(
+    folder: ConfinedFolder, tmp_path: Path
+) -> None:
+    with folder.keeping_open() as held:
+        held.mkdir("d", 0o755)
+        held.create("d/x", b"x", 0o644)
+        held.unlink("d/x")
+        held.rmdir("d")
+        held.mkdir("d", 0o755)
+        held.create("d/y", b"y", 0o644)
+        held.check()
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["y"]
