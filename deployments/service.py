@@ -396,7 +396,7 @@ def _load_everything() -> None:
 
     prefect_settings.read_again()
     for name in cli.COMMANDS:
-        cli.app[name]
+        cli.command(name)
     registry.every()
     for name in _NEEDED_LATER:
         importlib.import_module(name)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from quantum_orchestrator.blocks.location import location
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 SERVED = frozenset({"approve", "reject", "resume", "rollback", "run"})
@@ -84,7 +85,7 @@ def by_service(arguments: list[str]) -> int | Unserved:
         return _Command(connection, arguments).outcome()
 
 
-def wanted(environment: os._Environ[str]) -> bool:
+def wanted(environment: Mapping[str, str]) -> bool:
     """Whether the user wants a service: QO_SERVICE, on unless this is a CI job."""
     chosen = environment.get("QO_SERVICE", "").lower()
     if chosen:
