@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.benchmarks.peers import environments
 from tests.benchmarks.rows import Row
 
 DODO = """
@@ -37,15 +37,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The benchmark's own."""
     parser.add_argument("--files", type=int, default=1_000)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--doit", default=shutil.which("doit"), help="the peer's program; without it ours stands alone")
+    parser.add_argument("--doit", help='the peer\'s program; "": ours stands alone; default: one of its own')
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Measure."""
+    program = str(environments.programs("doit") / "doit") if options.doit is None else options.doit
     with tempfile.TemporaryDirectory(prefix="qo-reuse-") as folder:
         ours = _ours(Path(folder), options.files, options.repeat)
-        beside = _doit(Path(folder), options.files, options.doit, options.repeat) if options.doit else ours
-    note = "" if options.doit else "without a peer: name one with --doit"
+        beside = _doit(Path(folder), options.files, program, options.repeat) if program else ours
+    note = "" if program else "without a peer: name one with --doit"
     yield Row("P12", f"{options.files} writes, nothing changed, run again", ours, beside, 1.0, note)
 
 

@@ -91,13 +91,16 @@ def table(rows: Sequence[Row]) -> str:
 def cells(row: Row) -> tuple[str, ...]:
     """A row of the table."""
     ratio = "" if row.ratio is None else f"{'< ' if row.at_least else ''}{row.ratio:.2f}"
-    beside = f"> {row.beside:g} {row.unit}" if row.at_least else _quantity(row.beside, row.unit)
+    alone = row.beside is None and not row.peer
+    beside = "" if alone else f"> {row.beside:g} {row.unit}" if row.at_least else quantity(row.beside, row.unit)
     floor = "" if row.floor is None else f"≤ {row.floor:g}"
     met = {True: "yes", False: "no !", None: ""}[row.met]
-    return (row.id, row.workload, _quantity(row.ours, row.unit), beside, row.peer, ratio, floor, met, row.note)
+    return (row.id, row.workload, quantity(row.ours, row.unit), beside, row.peer, ratio, floor, met, row.note)
 
 
-def _quantity(value: float | None, unit: str) -> str:
+def quantity(value: float | None, unit: str) -> str:
+    """To three digits or so; None is what failed."""
     if value is None:
         return "failed"
-    return f"{value:.3f} {unit}".strip() if value < 10 else f"{value:.1f} {unit}".strip()
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f} {unit}".strip()

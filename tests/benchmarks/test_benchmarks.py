@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
 
+from quantum_orchestrator.deployments import service
+from tests.benchmarks import measure
 from tests.benchmarks.compare import verdict
+from tests.benchmarks.engines import NOT_AGAIN, Bench, Way
+from tests.benchmarks.peers.catalogue import PEERS, Peer
+from tests.benchmarks.peers.work import Kind, Work
 from tests.benchmarks.rows import Result, Row, table
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 def benchmark(*arguments: str) -> str:
     command = [sys.executable, "-m", "tests.benchmarks", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, check=True).stdout
 
 
 def measured(*arguments: str) -> Sequence[dict[str, Any]]:
@@ -113,3 +124,104 @@ def test_a_comparison_names_every_row(tmp_path: Path) -> None:
     lines = benchmark("compare", str(before), str(after)).splitlines()
     assert lines[1] == "P0 slow: 2.000 → 4.000 s, × 2.00: slower !"
     assert lines[2:] == ["P1 quick: only before", "P2 quick: only after"]
+
+
+BARE = [peer for peer in PEERS if not peer.package and (peer.bare or which(peer.name))]
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("peer", BARE, ids=lambda peer: peer.name)
+def test_a_peer_does_the_work_and_a_byte_less_is_noticed(tmp_path: Path, peer: Peer, kind: Kind) -> None:
+    work = Work(kind, 3)
+    folder = work.prepare(tmp_path / "work")
+    for name, text in peer.files(work).items():
+        (folder / name).write_text(text)
+    assert kind is Kind.SCRIPTS or work.fault(folder)
+    done = measure.run(peer.command(Path("/usr/bin"), work), folder, dict(os.environ), 60)
+    assert (done.fault, work.fault(folder)) == (None, None)
+    if kind is not Kind.SCRIPTS:
+        last = [*work.items()][-1][0]
+        (folder / last).write_text((folder / last).read_text()[:-1])
+        assert work.fault(folder)
+
+
+def test_a_command_is_stopped_at_its_limit_with_all_that_it_has_started(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    done = measure.run(
+        ["sh", "-c", "sleep 300 & exec sleep 300"], folder, {"QO_HOME": str(tmp_path), "PATH": os.environ["PATH"]}, 0.2
+    )
+    assert (done.code, done.seconds, done.fault) == (None, 0.2, "stopped at the time limit")
+    for _ in range(100):  # until the killed ones are gone
+        if not measure.serving(tmp_path):
+            return
+        time.sleep(0.05)
+    raise AssertionError(measure.serving(tmp_path))
+
+
+def test_processor_time_and_memory_are_those_of_all_processes(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    busy = "import time; held = bytearray(80_000_000)\nwhile time.process_time() < 0.5: pass"
+    command = ["sh", "-c", f"{sys.executable} -c '{busy}'; true"]
+    done = measure.run(command, folder, dict(os.environ), 60, memory_of=tmp_path)
+    assert done.processor >= 0.5
+    assert done.memory > 80
+
+
+def test_the_first_line_on_a_terminal_is_timed(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    done = measure.run(["sh", "-c", "test -t 1 && echo here; sleep 0.3"], folder, dict(os.environ), 60, terminal=True)
+    assert done.said.strip() == "here"
+    assert done.first_line is not None
+    assert done.first_line < done.seconds
+
+
+def test_ours_is_measured_beside_others_as_a_whole(user: Path, prefect_server: str) -> None:
+    chosen = ("--only", "P3,P4", "--sizes", "3", "--repeat", "1", "--peers", "bare", "--pause", "0")
+    try:
+        rows = measured("engines", *chosen, "--home", os.environ["QO_HOME"])
+    finally:
+        service.stop(Path(os.environ["QO_HOME"]))
+    assert [(row["id"], row["peer"], row["note"]) for row in rows] == [
+        ("P3", "qo, no service", ""),
+        ("P3", "bare loop", ""),
+        ("P3", "bare loop, fsync each", ""),
+        ("P3", "bare loop, one syncfs", ""),
+        ("P4", "bare loop, one syncfs", ""),
+    ]
+    assert all(row["ours"] > 0 and row["beside"] > 0 and row["processor"] > 0 for row in rows)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, tmp_path / "home", argparse.Namespace(limit=0.3, repeat=3, pause=0.0))
+
+
+def shell(text: str) -> Way:
+    return Way(text, lambda _folder, _work: (["sh", "-c", text], dict(os.environ)))
+
+
+def test_repetitions_have_new_folders_and_take_turns(bench: Bench) -> None:
+    one, other = shell(f"pwd >> {bench.folder}/log; true"), shell(f"pwd >> {bench.folder}/log; : other")
+    found = bench.trials([one, other], Work(Kind.SCRIPTS, 1))
+    assert [len(trials.found) for trials in found.values()] == [3, 3]
+    assert len(set((bench.folder / "log").read_text().split())) == 6
+
+
+def test_who_is_over_the_limit_is_not_tried_again_with_more(bench: Bench) -> None:
+    slow = shell(f"echo >> {bench.folder}/log; sleep 9")
+    for _ in range(2):
+        trials = bench.trials([slow], Work(Kind.SCRIPTS, 1))[slow.name]
+        assert (trials.stopped, trials.median()) == (True, 0.3)
+    assert trials.note == NOT_AGAIN
+    assert (bench.folder / "log").read_text() == "\n"
+
+
+def test_work_that_was_not_done_is_a_failure(bench: Bench) -> None:
+    idle, broken = shell("true"), shell("echo it broke; exit 3")
+    found = bench.trials([idle, broken], Work(Kind.WRITES, 1))
+    assert found[idle.name].fault == "folder-0/file-0 is not what should be written"
+    assert found[broken.name].fault == "exit code 3: it broke"
+    assert found[idle.name].median() is None

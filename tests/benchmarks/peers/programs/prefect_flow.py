@@ -1,0 +1,39 @@
+"""The work as a Prefect flow, a task each, two at a time where they do not depend."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.task_runners import ThreadPoolTaskRunner
+
+
+@task
+def write(path: str, text: str) -> None:
+    Path(path).write_text(text)
+
+
+@task
+def append(path: str, text: str) -> None:
+    with open(path, "a") as stream:
+        stream.write(text)
+
+
+@task
+def script() -> None:
+    subprocess.run(["/bin/true"], check=True)
+
+
+@flow(task_runner=ThreadPoolTaskRunner(max_workers=2))
+def peer(kind: str) -> None:
+    items = json.loads(Path("work.json").read_text())["items"]
+    if kind == "chain":
+        for path, text in items:
+            append(path, text)
+        return
+    futures = [script.submit() if kind == "scripts" else write.submit(path, text) for path, text in items]
+    for future in futures:
+        future.result()
+
+
+peer(json.loads(Path("work.json").read_text())["kind"])
