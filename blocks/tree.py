@@ -88,8 +88,11 @@ def parent(path: str) -> str:
 
 def ancestors(path: str) -> list[str]:
     """The folders above `path`, outermost first, without the workspace itself."""
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[: end + 1]) for end in range(len(parts))]
+    above, end = [], path.find("/")
+    while end >= 0:
+        above.append(path[:end])
+        end = path.find("/", end + 1)
+    return above
 
 
 def folders_above(paths: Iterable[str]) -> set[str]:

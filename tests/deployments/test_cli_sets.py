@@ -553,11 +553,11 @@ class TestDoctor:
 
 
 PROBE = """
-import sys, time
+import sys
 from quantum_orchestrator.deployments.cli import invoke
 code = invoke(sys.argv[1:])
 heavy = sorted({'prefect', 'anthropic', 'git', 'jsonschema'} & set(sys.modules))
-print(code, round(time.process_time(), 2), *heavy, file=sys.stderr)
+print(code, *heavy, file=sys.stderr)
 """
 
 
@@ -580,19 +580,10 @@ class TestStartUp:
         ],
         ids=" ".join,
     )
-    def test_neither_prefect_nor_anthropic_is_imported_and_it_is_quick(
-        self, qo: Qo, arguments: tuple[str, ...]
-    ) -> None:
+    def test_neither_prefect_nor_anthropic_is_imported(self, qo: Qo, arguments: tuple[str, ...]) -> None:
         qo.set(NOTE, LOUD)
-        times = []
-        for _ in range(3):
-            done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True)
-            _, seconds, *heavy = done.stderr.splitlines()[-1].split()
-            assert not {"prefect", "anthropic"} & set(heavy)
-            times.append(float(seconds))
-            if times[-1] <= 0.6:
-                break
-        assert min(times) <= 0.6, f"seconds of processor time: {times}"
+        done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True)
+        assert not {"prefect", "anthropic"} & set(done.stderr.splitlines()[-1].split())
 
     def test_a_reader_that_has_gone_is_not_worth_a_word(self, qo: Qo) -> None:
         command = f"{sys.executable} -m quantum_orchestrator.deployments.cli schema | head -c 1"

@@ -14,7 +14,7 @@ import pytest
 from commands import LONG, LOUD, NOTE, QO, SHIP, Qo, eventually, script, tree
 from prefect_api import get, post
 
-SHORT = {"id": "short", "op": "wait", "with": {"seconds": 1}, "needs": ["note"]}
+SHORT = {"id": "short", "op": "wait", "with": {"seconds": 4}, "needs": ["note"]}
 INNER = " ".join(QO)
 
 
