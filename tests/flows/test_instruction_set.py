@@ -6,7 +6,6 @@ import copy
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -30,7 +29,6 @@ from quantum_orchestrator.flows.instruction_set import (
     load_object,
     resolve_inputs,
 )
-from quantum_orchestrator.tasks import registry
 
 Raw = dict[str, Any]
 
