@@ -512,8 +512,8 @@ class TestAWorkspaceWithoutRuns:
             qo("status", "--workspace", name).exits(0)
         first, second = sorted([workspace_home(qo.folder / name) for name in ("a", "b")])
         (first / "journal.db").write_bytes(b"not a database at all" * 100)
-        _record(second, "20260102-030405-abcd", "committed")
-        qo("show", "2026").exits(3).says("no run '2026' in").says(f"--workspace {(second / 'path').read_text()}")
+        _record(second, "19990102-030405-abcd", "committed")  # no other test's
+        qo("show", "1999").exits(3).says("no run '1999' in").says(f"--workspace {(second / 'path').read_text()}")
 
     @pytest.mark.parametrize("status", ["running", "paused", "awaiting_approval", "needs_attention", "committed"])
     def test_what_comes_next_can_be_copied_from_any_folder(self, qo: Qo, status: str) -> None:
