@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-_Mark = tuple[int, int, int, int]
+_Mark = tuple[int, int, int]
 
 
 class LoadedCode:
@@ -18,8 +18,9 @@ class LoadedCode:
 
     def __init__(self, since: float) -> None:
         """`since`, in seconds since the epoch, is when the process began to load."""
-        self._marks = {file: _mark(file) for file in _files()}
-        self._too_new = next((file for file, mark in self._marks.items() if _changed_after(mark, since)), "")
+        files = _files()
+        self._marks = {file: _mark(file) for file in files}
+        self._too_new = next((file for file in files if _changed_after(file, since)), "")
 
     def __len__(self) -> int:
         return len(self._marks)
@@ -40,12 +41,17 @@ def _files() -> set[str]:
 
 
 def _mark(file: str) -> _Mark:
+    """Without the time of the last status change: hard links change it too, which installers make in other places."""
     try:
         found = os.stat(file)  # noqa: PTH116 - thousands of them
     except OSError:
-        return (0, 0, 0, 0)
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def _changed_after(mark: _Mark, since: float) -> bool:
-    return mark[3] > since * 1e9
+def _changed_after(file: str, since: float) -> bool:
+    """By the time of the last status change: what an installer writes often carries an old time of modification."""
+    try:
+        return os.stat(file).st_ctime_ns > since * 1e9  # noqa: PTH116 - thousands of them
+    except OSError:
+        return False

@@ -164,6 +164,15 @@ class TestLoadedCode:
         (tmp_path / "loaded_by_test.py").write_text("one = 2\n")
         assert code.changed() == str(tmp_path / "loaded_by_test.py")
 
+    def test_a_hard_link_elsewhere_is_no_change(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "linked_by_test.py").write_text("one = 1\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        __import__("linked_by_test")
+        (tmp_path / "another_environment").mkdir()
+        code = LoadedCode(time.time() + 60)
+        (tmp_path / "another_environment/linked.py").hardlink_to(tmp_path / "linked_by_test.py")
+        assert code.changed() == ""
+
     def test_a_package_that_is_installed_is_noticed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(tmp_path)
         code = LoadedCode(time.time() + 60)
