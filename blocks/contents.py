@@ -11,8 +11,9 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from quantum_orchestrator.blocks.database import AMONG, DAMAGE_HINT, Database, Transaction
 from quantum_orchestrator.blocks.errors import StateError
@@ -20,6 +21,7 @@ from quantum_orchestrator.blocks.tree import digest
 
 INLINE_BYTES = 64 * 1024
 COMPRESS_FROM = 2048  # bytes; below, compression costs more than it saves
+READ_AHEAD = 256  # contents; 16 MiB at most, as those that are files are not read
 
 ContentRow = tuple[str, int, bytes | None]
 
@@ -49,7 +51,35 @@ class Contents:
         rows = self._database.read("SELECT compressed, data FROM contents WHERE sha256 = ?", sha256)
         if not rows:
             raise StateError(f"the content {sha256[:12]}… is not in the journal", hint=DAMAGE_HINT)
-        compressed, data = rows[0]
+        return self._unpacked(sha256, *rows[0])
+
+    def reader(self, digests: Iterable[str]) -> Callable[[str], bytes]:
+        """`read`, for whoever wants these contents in about this order: more are fetched at once as they are used."""
+        order = list(dict.fromkeys(digests))
+        places = {sha256: place for place, sha256 in enumerate(order)}
+        ahead: dict[str, tuple[int, Any]] = {}
+        used = set[str]()
+
+        def fetch(place: int) -> None:
+            many = min(2 * len(used) + 1, READ_AHEAD)
+            query = f"SELECT sha256, compressed, data FROM contents WHERE sha256 {AMONG}"  # noqa: S608 - our own words
+            rows = self._database.read(query, json.dumps(order[place : place + many]))
+            ahead.clear()
+            used.clear()
+            ahead.update((sha256, (compressed, data)) for sha256, compressed, data in rows)
+
+        def read(sha256: str) -> bytes:
+            if sha256 not in ahead and sha256 in places:
+                fetch(places[sha256])
+            if sha256 not in ahead:
+                return self.read(sha256)
+            used.add(sha256)
+            return self._unpacked(sha256, *ahead[sha256])
+
+        return read
+
+    def _unpacked(self, sha256: str, compressed: int, data: Any) -> bytes:
+        """What a row's columns hold, or the file that they stand for."""
         content: object
         try:
             content = self._large(sha256).read_bytes() if data is None else data

@@ -18,6 +18,7 @@ import base64
 import difflib
 import hashlib
 import io
+import math
 import os
 import zlib
 from collections import Counter
@@ -116,20 +117,27 @@ def render(
     context: int = 3,
     renames: Sequence[Rename] | None = None,
     git: GitChanges | None = None,
+    limit: float = math.inf,
 ) -> str:
     """The changes as a git patch, with `context` unchanged lines around each hunk.
 
     `content_of` gives a file's bytes by their SHA-256; `renames` and `git` are found here unless they are given.
     Without a change that git can express the result has comment lines at most, which `git apply` refuses as empty.
     Without context, git needs `--unidiff-zero`, and cannot always tell which of several equal lines is meant. Encode
-    the result as UTF-8.
+    the result as UTF-8. The first file that takes it to more than `limit` characters is the last one that is shown.
     """
     hollow = _hollow_folders(changes)
     parts: list[str] = []
+    length = 0
     for change, pairs in _paired(changes, find_renames(changes, content_of) if renames is None else renames):
-        parts += (f"# {line}\n" for line in (*_folder_remarks(change, hollow), *_mode_remarks(change)))
+        if length > limit:
+            parts.append("# not all is shown\n")
+            break
+        shown = [f"# {line}\n" for line in (*_folder_remarks(change, hollow), *_mode_remarks(change))]
         for pair in pairs:
-            parts += [part for stanza in pair.stanzas(content_of) for part in _stanza(pair, *stanza, context)]
+            shown += [part for stanza in pair.stanzas(content_of) for part in _stanza(pair, *stanza, context)]
+        length += sum(map(len, shown))
+        parts += shown
     parts += (f"# {line}\n" for line in _git_remarks(git_changes(changes, content_of) if git is None else git))
     return "".join(parts)
 

@@ -60,6 +60,7 @@ from quantum_orchestrator.flows.prefect_runner import PrefectRunner
 from quantum_orchestrator.flows.recover import UNDONE, start_again
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus, error_json
 from quantum_orchestrator.flows.reusing import Wishes
+from quantum_orchestrator.flows.run_diff import of_run
 from quantum_orchestrator.flows.signals import Signals
 from quantum_orchestrator.flows.telling import TELLING_SECONDS, Telling, log_file, log_to, pages
 
@@ -393,14 +394,15 @@ async def _finish(record: RunRecord, run: Run, outcome: Outcome, telling: Tellin
     record = replace(record, ended_at=time.time())
     error = None if outcome.error is None else error_json(outcome.error)
     steps = list(report.in_document_order(run.books.expansion, run.books.inner, run.books.results))
-    document = report.run_document(record, outcome.status, steps, run.journal, error)
+    made = of_run(run.journal, run.id)  # read once, for the counts and the page
+    document = report.run_document(record, outcome.status, steps, run.journal, error, made)
     run.journal.update(record.id, report=document)
     kept = keep_within(run.journal, run.policy, run_id=record.id)
     if kept is not None:
         said = f"the journal forgot the before-images of {len(kept.removal.runs)} runs, to stay within its limits"
         run.observe(RunEvent(EventKind.LOG, message=kept.problem or said))
     summary = summarize(document)
-    await telling.page("diff", report.diff_page(run.redact(report.render_diff(run.journal, run.id)), summary))
+    await telling.page("diff", report.diff_page(run.redact(made.beginning(report.LONGEST_PAGE)), summary))
     run.observe(RunEvent(EventKind.RUN_FINISHED, message=summary))
     return document, summary
 

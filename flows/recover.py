@@ -27,6 +27,7 @@ from quantum_orchestrator.flows.attempts import conflict_error
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure
 from quantum_orchestrator.flows.engine import Run, RunSettings, StepRunner, boot_at_work, was_cut_short
 from quantum_orchestrator.flows.results import RunEvent, RunStatus, StepStatus
+from quantum_orchestrator.flows.run_diff import of_run
 
 UNDONE = (RunStatus.ROLLED_BACK, RunStatus.CANCELLED)
 ENDED = (RunStatus.COMMITTED, RunStatus.KEPT)
@@ -264,7 +265,7 @@ def _record(journal: Journal, run: RunRecord, undone: Iterable[str], status: Run
     document: dict[str, Any] = dict(run.report or {})
     if document:
         document["status"] = status.value
-        document["diff"] = report.counts(journal, run.id)
+        document["diff"] = report.counts(of_run(journal, run.id))
         for step in document["steps"]:
             if step["id"] in undone:
                 step["status"] = StepStatus.ROLLED_BACK.value

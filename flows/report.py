@@ -5,6 +5,7 @@ Reads the journal and the results; knows neither Prefect nor terminals.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import takewhile
@@ -15,10 +16,12 @@ from quantum_orchestrator.blocks.journal import Journal, RunRecord, SendingState
 from quantum_orchestrator.blocks.tree import Change
 from quantum_orchestrator.flows.plan import Expansion, Graph
 from quantum_orchestrator.flows.results import RunStatus, StepResult, StepStatus
-from quantum_orchestrator.flows.run_diff import of_run
+from quantum_orchestrator.flows.run_diff import RunDiff, of_run
 
 LARGEST_DRAWN = 150
 """Steps; a larger graph cannot be read as a picture."""
+LONGEST_PAGE = 200_000
+"""Characters of a diff in Prefect's UI."""
 
 
 def net_changes(journal: Journal, run_id: str, step_id: str | None = None) -> list[Change]:
@@ -31,9 +34,9 @@ def render_diff(journal: Journal, run_id: str, step_id: str | None = None) -> st
     return of_run(journal, run_id, step_id).patch
 
 
-def counts(journal: Journal, run_id: str) -> dict[str, int]:
+def counts(made: RunDiff) -> dict[str, int]:
     """How much a run has changed, as its document says it: files, insertions, deletions, as git counts them."""
-    return counts_json(of_run(journal, run_id).counts)
+    return counts_json(made.counts)
 
 
 def outside(journal: Journal, run_id: str) -> list[dict[str, str]]:
@@ -62,16 +65,23 @@ def in_document_order(
 
 
 def run_document(
-    record: RunRecord, status: RunStatus, steps: Iterable[StepResult], journal: Journal, error: Mapping[str, str] | None
+    record: RunRecord,
+    status: RunStatus,
+    steps: Iterable[StepResult],
+    journal: Journal,
+    error: Mapping[str, str] | None,
+    made: RunDiff | None = None,
 ) -> dict[str, Any]:
-    """The one document that `qo run --json` prints."""
+    """The one document that `qo run --json` prints. `made` is what the run has changed, where that is known."""
+    if made is None and status in _WITH_EFFECTS:
+        made = of_run(journal, record.id)
     return {
         "run_id": record.id,
         "set": record.set_name,
         "status": status.value,
         "duration_s": round((record.ended_at or time.time()) - record.started_at, 3),
         "steps": [step.as_json() for step in steps],
-        "diff": counts(journal, record.id) if status in _WITH_EFFECTS else dict(NOTHING),
+        "diff": dict(NOTHING) if made is None or status not in _WITH_EFFECTS else counts(made),
         "outside": outside(journal, record.id),
         "error": error,
         "flow_run_id": record.flow_run_id,
@@ -152,7 +162,7 @@ def plan_page(graph: Graph, description: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def diff_page(patch: str, summary: str, *, limit: int = 200_000) -> str:
+def diff_page(patch: str, summary: str, *, limit: int = LONGEST_PAGE) -> str:
     """A diff in Markdown, cut at `limit` characters; what happened to git's refs, at its end, stays."""
     shown = patch if len(patch) <= limit else f"{patch[:limit]}\n… cut here\n{_refs_at_the_end(patch[limit:])}"
     fence = "`" * max(3, _longest_run(shown) + 1)
@@ -166,11 +176,7 @@ def _refs_at_the_end(patch: str) -> str:
 
 
 def _longest_run(text: str) -> int:
-    longest = current = 0
-    for character in text:
-        current = current + 1 if character == "`" else 0
-        longest = max(longest, current)
-    return longest
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _paths(paths: list[str]) -> str:

@@ -10,7 +10,7 @@ Knows neither plans nor Prefect, and changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,18 +42,18 @@ class RunDiff:
     @cached_property
     def renames(self) -> list[Rename]:
         """The files among them that went and came under another name."""
-        return find_renames(self.changes, self.journal.content)
+        return find_renames(self.changes, self._content_of)
 
     @cached_property
     def git(self) -> GitChanges:
         """What happened to the repositories."""
         with _Later(self.journal, self.last) as later:
-            return git_changes(self.everything, self.journal.content, later.read)
+            return git_changes(self.everything, self._content_of, later.read)
 
     @cached_property
     def files(self) -> list[diff.FileCounts]:
         """How much of each file changed."""
-        return diff.file_counts(self.changes, self.journal.content, renames=self.renames)
+        return diff.file_counts(self.changes, self._content_of, renames=self.renames)
 
     @property
     def counts(self) -> diff.DiffCounts:
@@ -68,7 +68,16 @@ class RunDiff:
     @cached_property
     def patch(self) -> str:
         """Everything as a git patch."""
-        return diff.render(self.everything, self.journal.content, renames=self.renames, git=self.git)
+        return diff.render(self.everything, self._content_of, renames=self.renames, git=self.git)
+
+    def beginning(self, limit: int) -> str:
+        """The same; of a long one, the files that come first, up to so many characters and the end of a file."""
+        return diff.render(self.everything, self._content_of, renames=self.renames, git=self.git, limit=limit)
+
+    @cached_property
+    def _content_of(self) -> Callable[[str], bytes]:
+        sides = (side for each in self.everything for side in (each.before, each.after))
+        return self.journal.reader(side.sha256 for side in sides if side is not None and side.kind is Kind.FILE)
 
 
 def of_run(journal: Journal, run_id: str, step_id: str | None = None) -> RunDiff:

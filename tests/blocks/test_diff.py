@@ -370,6 +370,22 @@ def test_nothing_changed_is_an_empty_patch() -> None:
     assert render([], {}.__getitem__) == ""
 
 
+def test_of_a_long_patch_the_beginning_can_be_had_with_what_happened_to_git() -> None:
+    contents = {digest(content): content for content in (b"%d\n" % number for number in range(10))}
+    changes = [Change(f"f{place}", None, file_entry(content, 0o644)) for place, content in enumerate(contents.values())]
+    changes.append(Change(".git/description", None, file_entry(b"", 0o644)))
+    asked: list[str] = []
+
+    def content_of(sha256: str) -> bytes:
+        asked.append(sha256)
+        return contents[sha256]
+
+    whole = render(changes[:2], contents.__getitem__)
+    limited = render(changes, content_of, limit=len(whole) - 1)
+    assert limited == f"{whole}# not all is shown\n# git: changed: .git/description\n"
+    assert len(asked) == 2, "the contents of files that are not shown are not read"
+
+
 def test_ten_thousand_new_files_take_no_comparison() -> None:
     content = b"".join(b"line %d\n" % number for number in range(20))
     changes = [Change(f"d/{number}", None, file_entry(content, 0o644)) for number in range(10_000)]

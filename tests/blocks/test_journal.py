@@ -36,6 +36,35 @@ def intend(journal: Journal, path: str, content: bytes, step: str = "s") -> None
     journal.intend("r1", step, [Change(path, None, entry)], {entry.sha256: content}.get)
 
 
+def test_contents_read_together_are_those_that_are_read_alone(journal: Journal) -> None:
+    contents = [b"small", b"x" * 10_000, bytes(range(256)) * INLINE_BYTES, b"", *(b"%d" % each for each in range(600))]
+    for place, content in enumerate(contents[:4]):
+        intend(journal, f"f{place}", content)
+    digests = {file_entry(content, 0).sha256: content for content in contents}
+    changes = [Change(f"g{each}", None, file_entry(content, 0o644)) for each, content in enumerate(contents[4:])]
+    journal.intend("r1", "many", changes, digests.get)
+    read = journal.reader(digests)
+    assert [read(each) for each in digests] == contents
+    assert [read(each) for each in reversed(digests)] == contents[::-1]
+    with pytest.raises(StateError, match="is not in the journal"):
+        read("0" * 64)
+
+
+def test_a_content_that_is_damaged_is_not_read_with_others_either(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    intend(journal, "a", b"right")
+    intend(journal, "b", b"wrong")
+    digests = [file_entry(content, 0).sha256 for content in (b"right", b"wrong")]
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as database:
+        database.execute("UPDATE contents SET data = ? WHERE sha256 = ?", (b"wrung", digests[1]))
+        database.commit()
+    read = journal.reader(digests)
+    assert read(digests[0]) == b"right"
+    with pytest.raises(StateError, match="is damaged"):
+        read(digests[1])
+    journal.close()
+
+
 def test_ten_processes_may_open_it_for_the_first_time_at_once(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from quantum_orchestrator.blocks.journal import Journal, RunRecord\n"
