@@ -390,7 +390,8 @@ _NEEDED_LATER = (
 """What commands import only when they need it."""
 
 
-def _load_everything() -> None:
+def load_everything() -> None:
+    """Import what any command needs, for a process that forks commands."""
     from quantum_orchestrator.deployments import cli
     from quantum_orchestrator.tasks import registry
 
@@ -409,7 +410,7 @@ def _serve(folder: Path) -> NoReturn:
     os.chdir(folder)
     os.umask(0o077)
     gc.disable()  # the imports only make objects that stay
-    _load_everything()
+    load_everything()
     threads = os.listdir("/proc/self/task")  # noqa: PTH208
     if len(threads) != 1:
         sys.exit(f"an import has started {len(threads) - 1} threads: nothing can be forked here")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +39,22 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(user: Path) -> Iterator[str]:
+def put_database(pytestconfig: pytest.Config) -> Callable[[Path], None]:
+    """Gives a state folder the database that its Prefect server would make in ten seconds."""
+    from prefect_database import put
+
+    assert pytestconfig.cache is not None
+    cache = pytestconfig.cache.mkdir("prefect")
+    return lambda home: put(home, cache)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(user: Path, put_database: Callable[[Path], None]) -> Iterator[str]:
     """The API address of a real Prefect server, the product's own, for every test that runs sets."""
     from quantum_orchestrator.blocks.home import home
     from quantum_orchestrator.deployments import server
 
+    put_database(home())
     connection = server.ensure(home())
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.client_environment(connection).items():

@@ -7,6 +7,7 @@ with its exit code, or with nothing if it has not ended within the time given.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -14,8 +15,8 @@ import sys
 import time
 from typing import Any
 
-import quantum_orchestrator.flows.orchestrate  # noqa: F401 - what takes two seconds
 from quantum_orchestrator.deployments.cli import main
+from quantum_orchestrator.deployments.service import load_everything
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CAPABILITIES_3 = 0x20080522
@@ -87,4 +88,7 @@ def _check(result: int) -> None:
 
 
 if __name__ == "__main__":
+    load_everything()  # what takes two seconds
+    gc.collect()
+    gc.freeze()  # what is shared with the forks stays shared
     serve()

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -328,8 +328,9 @@ class TestPrefect:
 
 
 @pytest.fixture
-def mortal(qo: Qo) -> Iterator[dict[str, str]]:
+def mortal(qo: Qo, put_database: Callable[[Path], None]) -> Iterator[dict[str, str]]:
     """The environment of a user with a server that may be killed; the client does not ask twice, to save time."""
+    put_database(qo.folder / "mortal")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = {**kept, "QO_HOME": str(qo.folder / "mortal"), "PREFECT_CLIENT_MAX_RETRIES": "0"}
     cold(qo, environment, "up").exits(0)
