@@ -295,16 +295,21 @@ class HeldFolders(ConfinedFolder):
 
     def _check(self, path: str) -> None:
         held = os.fstat(self._held[path])
+        try:
+            found = self._found_at(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise _moved(path) from None
+        if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+            raise _moved(path)
+
+    def _found_at(self, path: str) -> os.stat_result:
         folder, slash, name = path.rpartition("/")
         above = self._held.get(folder) if slash else self._descriptor
         if above is not None:  # which is checked as well
             with _naming(path):
-                found = os.stat(name, dir_fd=above, follow_symlinks=False)
-        else:
-            with super()._resolved(path, path) as descriptor:
-                found = os.fstat(descriptor)
-        if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
-            raise _moved(path)
+                return os.stat(name, dir_fd=above, follow_symlinks=False)
+        with super()._resolved(path, path) as descriptor:
+            return os.fstat(descriptor)
 
     def _at(self, path: str) -> tuple[int | None, str]:
         folder, slash, name = path.rpartition("/")

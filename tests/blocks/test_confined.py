@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from quantum_orchestrator.blocks import confined
-from quantum_orchestrator.blocks.confined import ConfinedFolder, has_openat2, is_temporary
+from quantum_orchestrator.blocks.confined import ConfinedFolder, HeldFolders, has_openat2, is_temporary
 from quantum_orchestrator.blocks.errors import PathRefused
 
 # Two ways of resolving, one behaviour.
@@ -313,7 +313,7 @@ program = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
 assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
 if libc.prctl(22, 2, ctypes.c_char_p(program), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
     sys.exit(77)
-from quantum_orchestrator.blocks.confined import ConfinedFolder, has_openat2
+from quantum_orchestrator.blocks.confined import ConfinedFolder, HeldFolders, has_openat2
 assert has_openat2() is False
 with ConfinedFolder.open(Path(sys.argv[1])) as folder:
     folder.write("a/file", b"x", 0o644)
@@ -398,6 +398,23 @@ def test_a_folder_that_is_held_open_is_checked_for_having_been_moved(folder: Con
         (tmp_path / "a/b").mkdir()
         with pytest.raises(PathRefused, match="changed while it was being used"):
             held.check()
+
+
+def test_a_folder_that_has_gone_while_it_was_held_is_told_and_no_other_is_taken_for_empty(
+    folder: ConfinedFolder, tmp_path: Path
+) -> None:
+    for name in ("a", *map(str, range(HeldFolders.MOST))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    with folder.keeping_open() as held:
+        held.read("a/x")
+        shutil.rmtree(tmp_path / "a")
+        with pytest.raises(PathRefused, match="'a': a folder on the way changed while it was being used"):
+            held.check()
+        for number in range(held.MOST - 1):
+            held.lstat(f"{number}/x")
+        with pytest.raises(PathRefused, match="'a': a folder on the way changed"):  # as it is its turn to be let go
+            held.lstat(f"{held.MOST - 1}/x")
 
 
 def test_no_more_than_some_folders_are_held_open(folder: ConfinedFolder, tmp_path: Path) -> None:
