@@ -39,6 +39,7 @@ Opcode = tuple[Literal["replace", "delete", "insert", "equal"], int, int, int, i
 LINK_MODE = 0o120000
 NO_BLOB = "0" * 40
 NO_NEWLINE = "\\ No newline at end of file\n"
+GITS_KINDS = (Kind.FILE, Kind.LINK)
 COMPARISONS = 5_000_000
 """More candidate pairs of equal lines than this, and the differing region is shown as replaced whole."""
 
@@ -247,8 +248,9 @@ def _paired(changes: Sequence[Change], renames: Sequence[Rename]) -> Iterator[tu
 
 def _is_shown(change: Change) -> bool:
     """Whether a file or a link has changed in any way."""
-    has_file = any(side is not None and side.kind in (Kind.FILE, Kind.LINK) for side in (change.before, change.after))
-    return has_file and change.before != change.after and not is_gits_own(change.path)
+    before, after = change.before, change.after
+    has_file = (before is not None and before.kind in GITS_KINDS) or (after is not None and after.kind in GITS_KINDS)
+    return has_file and before != after and not is_gits_own(change.path)
 
 
 def _identity(entry: Entry) -> tuple[Kind, str, str]:
@@ -257,7 +259,7 @@ def _identity(entry: Entry) -> tuple[Kind, str, str]:
 
 
 def _blob(entry: Entry | None, content_of: ContentOf) -> _Blob | None:
-    if entry is None or entry.kind not in (Kind.FILE, Kind.LINK):
+    if entry is None or entry.kind not in GITS_KINDS:
         return None
     content = os.fsencode(entry.target) if entry.kind is Kind.LINK else content_of(entry.sha256)
     return _Blob(_git_mode(entry), content)
@@ -389,7 +391,7 @@ def _header(before: _Blob | None, after: _Blob | None, pair: _Pair) -> Iterator[
 
 
 def _both_text(before: _Blob | None, after: _Blob | None) -> bool:
-    return all(blob is None or blob.is_text for blob in (before, after))
+    return (before is None or before.is_text) and (after is None or after.is_text)
 
 
 def _hunks(before: _Blob | None, after: _Blob | None, context: int) -> Iterator[str]:
@@ -516,7 +518,7 @@ def _counted(pair: _Pair, content_of: ContentOf) -> FileCounts:
 
 def _line_counts(before: _Blob | None, after: _Blob | None) -> tuple[int, int]:
     """Lines added and removed."""
-    if any(blob is not None and (blob.is_link or not blob.is_text) for blob in (before, after)):
+    if not _both_text(before, after) or (before and before.is_link) or (after and after.is_link):
         return 0, 0
     if before is None or after is None:
         return (after.line_count if after else 0), (before.line_count if before else 0)

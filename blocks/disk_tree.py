@@ -97,9 +97,11 @@ class DiskTree:
 
 
 class Look(DiskTree):
-    """A folder on disk that is looked at once: for steps that are done together, one after another."""
+    """A folder on disk that is looked at once: for steps that are done together or planned, one after another."""
 
     LARGEST_KEPT = 256 * 1024
+    MOST_KEPT = 64 * 1024 * 1024
+    """Bytes of contents, in all; what is over is read again."""
 
     folder: HeldFolders
 
@@ -109,6 +111,7 @@ class Look(DiskTree):
         self._found: dict[str, os.stat_result | None] = {}
         self._entries: dict[str, Entry] = {}
         self._contents: dict[str, bytes] = {}
+        self._room = self.MOST_KEPT
 
     def entry(self, path: str) -> Entry | None:
         """See Tree."""
@@ -130,8 +133,9 @@ class Look(DiskTree):
         content = self._contents.get(path)
         if content is None:
             content = super().read(path)
-            if len(content) <= self.LARGEST_KEPT:
+            if len(content) <= min(self.LARGEST_KEPT, self._room):
                 self._contents[path] = content
+                self._room -= len(content)
         return content
 
     def entry_now(self, path: str) -> Entry | None:

@@ -44,7 +44,8 @@ class Rename:
 
 def is_gits_own(path: str) -> bool:
     """Whether the path lies in a repository's `.git`. Git refuses patches of those, in any letter case."""
-    return ".git" in path.casefold().split("/")
+    folded = path.casefold()
+    return ".git" in folded and ".git" in folded.split("/")
 
 
 def find_renames(changes: Iterable[Change], content_of: ContentOf) -> list[Rename]:

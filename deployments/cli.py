@@ -23,6 +23,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from quantum_orchestrator.blocks.errors import InvalidInput, QuantumError
 from quantum_orchestrator.deployments.cli_options import STDIN
+from quantum_orchestrator.deployments.garbage import collected_seldom
 from quantum_orchestrator.deployments.screen import Screen, plural
 from quantum_orchestrator.deployments.service_client import Unserved
 
@@ -203,7 +204,8 @@ def _screen(arguments: Sequence[str]) -> Screen:
 def invoke(arguments: Sequence[str]) -> int:
     """Carry out one command line; its exit code."""
     try:
-        return _invoked(arguments)
+        with collected_seldom():
+            return _invoked(arguments)
     except BrokenPipeError:
         return _reader_has_gone()
 

@@ -16,6 +16,7 @@ from quantum_orchestrator.blocks import diff, machine
 from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.diff_json import changes_json as changes_json
 from quantum_orchestrator.blocks.diff_json import counts_json, renames_json
+from quantum_orchestrator.blocks.disk_tree import DiskTree, Look, current_umask
 from quantum_orchestrator.blocks.errors import UsageError
 from quantum_orchestrator.blocks.home import home, policy_path, refuse_overlap, workspace_home
 from quantum_orchestrator.blocks.policy import Policy
@@ -24,7 +25,6 @@ from quantum_orchestrator.blocks.renames import Rename, find_renames
 from quantum_orchestrator.blocks.snapshot import Exclusions
 from quantum_orchestrator.blocks.stamped_tree import StampedTree
 from quantum_orchestrator.blocks.tree import ROOT, Change, Kind, MemoryTree, Tree
-from quantum_orchestrator.blocks.workspace import DiskTree, current_umask
 from quantum_orchestrator.deployments.cli_options import Source, build_graph
 from quantum_orchestrator.deployments.display import mark
 from quantum_orchestrator.deployments.screen import aligned, changed_files, human_time, plural
@@ -73,7 +73,10 @@ class Plan:
 
 @contextlib.contextmanager
 def tree_of(root: Path) -> Iterator[Tree]:
-    """The folder as a tree; an empty one where there is none yet."""
+    """The folder as a tree that is looked at once; an empty one where there is none yet.
+
+    Raises PathRefused at the end if a folder that was looked into has been moved away meanwhile.
+    """
     if not root.exists():
         yield MemoryTree(current_umask())
         return
@@ -81,10 +84,9 @@ def tree_of(root: Path) -> Iterator[Tree]:
         folder = ConfinedFolder.open(root)
     except OSError as error:
         raise UsageError(f"the workspace {root} cannot be read: {error.strerror or error}") from error
-    try:
-        yield DiskTree(folder)
-    finally:
-        folder.close()
+    with folder, folder.keeping_open() as held:
+        yield Look(held, current_umask())
+        held.check()
 
 
 def make_plan(source: Source, inputs: Mapping[str, Any], root: Path) -> Plan:
@@ -245,10 +247,12 @@ def details(graph: Graph) -> dict[str, str]:
 
 def _known_texts(step: Step) -> Iterator[str]:
     """What tells the step from others, the most telling first, as far as its values are known before the run."""
-    scope = values_of(step)
+    given = step.instruction.parameters
     for name in _TELLING:
+        if name not in given:
+            continue
         try:
-            value = expressions.evaluate(step.instruction.parameters.get(name), scope)
+            value = expressions.evaluate(given[name], values_of(step))
             if value:
                 yield " ".join(map(expressions.as_text, value if isinstance(value, list) else [value]))
         except (Unknown, ExpressionError):

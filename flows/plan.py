@@ -275,6 +275,14 @@ def effects_of(step: Step, scope: Scope | None = None) -> Effects:
     return effects
 
 
+def is_literal(step: Step) -> bool:
+    """Whether its effects were known for good when its graph was built: nothing in it, or in what handles its failure,
+    is evaluated."""
+    if step.deferred_expansion or not isinstance(step.instruction.on_error, str):
+        return False
+    return literal_parameters(step.instruction) is not None
+
+
 def _own_effects(step: Step, scope: Scope) -> Effects:
     instruction = step.instruction
     if step.deferred_expansion:

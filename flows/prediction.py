@@ -9,7 +9,7 @@ Nothing here writes; the disk is seen only through the tree that is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,13 +27,14 @@ from quantum_orchestrator.flows.plan import (
     effects_of,
     expand_step,
     handler_steps,
+    is_literal,
     resolved_parameters,
     values_of,
 )
 from quantum_orchestrator.flows.results import RunValues, StepStatus
 from quantum_orchestrator.flows.reuse import Verdict
 from quantum_orchestrator.tasks import registry
-from quantum_orchestrator.tasks.operation import Context, Effects, Unknown
+from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, Unknown
 
 Judge = Callable[[Step, expressions.Scope, Tree], Verdict | None]
 
@@ -122,6 +123,7 @@ class _DryRun:
         self._judge = judge
         self._to_the_end = to_the_end
         self._graph = graph
+        self._never_cancelled = CancelToken()
         self._total = Overlay(tree)
         self._guards = Guards(policy)
         self._run = run
@@ -133,15 +135,15 @@ class _DryRun:
     def predict(self) -> Prediction:
         """See the function."""
         try:
-            self._run_steps(self._graph.steps)
+            self._run_steps(self._graph)
         except _StepFailed as failed:
             self._prediction.failure = failed.step
         self._prediction.changes = self._total.changes()
         return self._prediction
 
-    def _run_steps(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            predicted = self._one(step)
+    def _run_steps(self, graph: Graph) -> None:
+        for step in graph.steps:
+            predicted = self._one(step, graph.effects)
             self._prediction.steps.append(predicted)
             if predicted.status is StepStatus.FAILED:
                 self._handle(step, predicted)
@@ -155,16 +157,16 @@ class _DryRun:
 
     def _run_inner(self, expansion: Expansion) -> None:
         self._values.groups.update(expansion.groups)
-        self._run_steps(connect(expansion).steps)
+        self._run_steps(connect(expansion))
 
-    def _one(self, step: Step) -> PredictedStep:
+    def _one(self, step: Step, planned: Mapping[str, Effects]) -> PredictedStep:
         scope = values_of(step, self._values.view(step.scope.prefixes), self._run)
         try:
             if not is_wanted(step, scope):
                 return self._finish(step, StepStatus.SKIPPED, reason="its `when` is false")
             if step.deferred_expansion:
                 return self._expanded(step)
-            effects = effects_of(step, scope)
+            effects = planned[step.id] if is_literal(step) else effects_of(step, scope)
             touched = next(self._touches_unknown(effects), None)
             verdict = None if self._judge is None or touched is not None else self._judge(step, scope, self._total)
             if verdict is not None:
@@ -177,7 +179,7 @@ class _DryRun:
                 return self._deferred(step, effects, f"{touched} depends on a deferred step")
             return self._ran(step, scope)
         except Unknown:
-            return self._deferred(step, effects_of(step), "it refers to a deferred step")
+            return self._deferred(step, planned[step.id], "it refers to a deferred step")
         except QuantumError as error:
             failed = self._finish(step, StepStatus.FAILED, reason=error.message)
             return replace(failed, refused=error.hint) if isinstance(error, PolicyRefused) else failed
@@ -185,14 +187,14 @@ class _DryRun:
     def _expanded(self, step: Step) -> PredictedStep:
         expansion = expand_step(step, self._values.view(step.scope.prefixes), self._run or {})
         self._values.groups.update(expansion.groups)
-        steps = connect(expansion).steps
+        graph = connect(expansion)
         if step.is_list:  # its rounds stand for themselves
-            self._run_steps(steps)
+            self._run_steps(graph)
             return self._finish(step, StepStatus.SUCCEEDED)
         outer, first = self._total, len(self._prediction.steps)
         self._total = Overlay(outer)
         try:
-            self._run_steps(steps)
+            self._run_steps(graph)
             outer.apply(self._total.changes(), self._total.content_of)
         except _StepFailed as failed:
             undone = self._prediction.steps[first:]
@@ -204,13 +206,20 @@ class _DryRun:
 
     def _ran(self, step: Step, scope: expressions.Scope) -> PredictedStep:
         layer, guard = Overlay(self._total), self._guards.of(step.scope.document.trust)
-        context = Context(layer, step_id=step.id, set_name=step.scope.document.name, policy=guard.policy)
+        context = Context(
+            layer,
+            step_id=step.id,
+            set_name=step.scope.document.name,
+            policy=guard.policy,
+            cancel=self._never_cancelled,
+        )
         operation, parameters = registry.get(step.instruction.op), resolved_parameters(step, scope)
         approval = _asked(lambda: guard.check(step.id, operation, parameters, _nobody_has_decided))
         outputs = operation.run(parameters, context)
         changes = layer.changes()
-        contents = contents_of(changes, self._total, layer)
-        approval += _asked(lambda: guard.check_changes(step.id, changes, contents, _nobody_has_decided))
+        if not guard.idle:
+            contents = contents_of(changes, self._total, layer)
+            approval += _asked(lambda: guard.check_changes(step.id, changes, contents, _nobody_has_decided))
         self._total.apply(changes, layer.content_of)
         if step.instruction.op == CHECKPOINT:
             self._prediction.checkpoints[outputs.model_dump()["name"]] = self._total.changes()
@@ -248,6 +257,8 @@ class _DryRun:
         return PredictedStep(step.id, step.instruction.op, status, changes, reason=reason)
 
     def _touches_unknown(self, effects: Effects) -> Iterator[str]:
+        if not self._unknown:
+            return
         for path in [*(access.path for access in (*effects.reads, *effects.writes)), *effects.makes]:
             if path in self._above_unknown or not self._unknown.isdisjoint((ROOT, *ancestors(path), path)):
                 yield path

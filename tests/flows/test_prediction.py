@@ -18,6 +18,8 @@ from quantum_orchestrator.flows import plan
 from quantum_orchestrator.flows.instruction_set import InstructionSet, load
 from quantum_orchestrator.flows.prediction import Prediction, predict
 from quantum_orchestrator.flows.results import RunStatus
+from quantum_orchestrator.tasks.files import FileWrite, WriteParameters
+from quantum_orchestrator.tasks.operation import Effects
 
 
 @pytest.fixture
@@ -81,6 +83,23 @@ def test_what_touches_what_a_deferred_step_may_change_is_deferred() -> None:
 def test_what_touches_nothing_is_not_deferred_by_a_script() -> None:
     prediction = predicted(shell("s", "true"), {"id": "e", "op": "echo", "with": {"message": "x"}})
     assert statuses(prediction) == {"s": "deferred", "e": "succeeded"}
+
+
+def test_what_a_literal_step_touches_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    effects = FileWrite.effects
+
+    def noted(self: FileWrite, parameters: WriteParameters) -> Effects:
+        if isinstance(parameters.path, str):  # and known
+            asked.append(parameters.path)
+        return effects(self, parameters)
+
+    monkeypatch.setattr(FileWrite, "effects", noted)
+    written = {"id": "later", "op": "file.write", "with": {"path": "${{ steps.read.outputs.content }}", "content": "x"}}
+    read = {"id": "read", "op": "file.read", "with": {"path": "name"}}
+    prediction = predicted(write("one", "a"), write("name", "name", "b"), read, written)
+    assert [change.path for change in prediction.changes] == ["a", "b", "name"]
+    assert sorted(asked) == ["a", "b", "name"]
 
 
 def test_many_deferred_steps_are_planned_in_no_time() -> None:
