@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.flows.document import Trust
 from quantum_orchestrator.flows.faults import Fault, InvalidSet
 from quantum_orchestrator.flows.guard import Finding, Guards
 from quantum_orchestrator.flows.plan import Graph, Step, partial_parameters, values_of
-from quantum_orchestrator.flows.prediction import Prediction
-from quantum_orchestrator.flows.results import StepStatus
 from quantum_orchestrator.tasks import registry
+
+if TYPE_CHECKING:  # `qo validate` needs no dry run
+    from quantum_orchestrator.flows.prediction import Prediction
 
 CALL = "call"
 
@@ -82,7 +83,7 @@ def verdicts(graph: Graph, policy: Policy, prediction: Prediction | None = None)
             verdict.decision, verdict.reasons = Decision.REFUSED, [(foreseen.reason, foreseen.refused)]
         elif foreseen is not None and foreseen.approval:
             verdict.decision, verdict.reasons = Decision.NEEDS_APPROVAL, [(foreseen.approval, "")]
-        if foreseen is not None and foreseen.status is StepStatus.DEFERRED and not guards.of(trust).idle:
+        if foreseen is not None and foreseen.status == "deferred" and not guards.of(trust).idle:
             verdict.note = "what it changes is judged when it is known"
         found.append(verdict)
     return found

@@ -34,6 +34,11 @@ try:
 except SystemExit as ending:
     print(ending.code, *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
 """
+BY_ITS_ENTRY = """from quantum_orchestrator.deployments import qo
+from quantum_orchestrator.deployments.qo import main
+qo.leave = sys.exit"""
+START = LOOK.replace("from quantum_orchestrator.deployments.cli import main", BY_ITS_ENTRY)
+"""The same by the entry point, which ends the process without an exception."""
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +93,26 @@ def test_what_only_looks_imports_nothing_heavy(command: tuple[str, ...], workspa
     assert code == "0" or command == ("doctor",), done.stderr
     assert "quantum_orchestrator" in loaded
     assert set(loaded) & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "unneeded"),
+    [
+        (("--version",), {"cyclopts", "pydantic", "rich"}),
+        (("validate", "look.json"), {"jsonschema", "rich", "sqlite3", "yaml"}),
+    ],
+)
+def test_nothing_is_imported_that_the_command_has_no_use_for(
+    command: tuple[str, ...], unneeded: set[str], workspace: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", START, *command],
+        cwd=workspace,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ending, *loaded = done.stderr.splitlines()[-1].split()
+    assert ending == "0"
+    assert set(loaded) & unneeded == set()
