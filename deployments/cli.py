@@ -105,6 +105,12 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
         SERVICE,
         ("qo policy test tour.json", "qo policy test from-a-model.json --untrusted --json"),
     ),
+    "audit show": ("cli_audit:show", SERVICE, ("qo audit show", "qo audit show --run 20260102-030405 --json")),
+    "audit verify": (
+        "cli_audit:verify",
+        SERVICE,
+        ("qo audit verify", "qo audit verify --head 12:$(cat head-of-monday)", "qo audit verify --json | jq -r .head"),
+    ),
     "up": ("cli_service:up", SERVICE, ("qo up",)),
     "down": ("cli_service:down", SERVICE, ("qo down",)),
     "doctor": ("cli_service:doctor", SERVICE, ("qo doctor", "qo doctor --all-workspaces", "qo doctor --json")),
@@ -112,7 +118,10 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
 }
 """Name -> where its function is, its group in the help, examples."""
 
-PARENTS = {"policy": "What this machine allows sets to do."}
+PARENTS = {
+    "policy": "What this machine allows sets to do.",
+    "audit": "Who began, approved, ended and undid which runs.",
+}
 """Commands that only have commands."""
 
 Printer = Callable[[dict[str, Any]], None]

@@ -66,7 +66,7 @@ def resume(
         if from_ is not None:
             _check_step(record, root, from_)
     options = Options(parallel, diff=diff, json=json_, json_stream=json_stream, follow=follow, start_at=from_)
-    conduct = Conductor(talk.screen, made_root(root), options, from_stdin=False)
+    conduct = Conductor(talk.screen, made_root(root), options)
     return conduct.finish(conduct.go_on(record))
 
 

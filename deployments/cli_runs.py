@@ -14,7 +14,6 @@ import importlib
 import json
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -208,7 +207,7 @@ def refuse_mixtures(json_stream: bool, others: Mapping[str, bool]) -> None:
 def _run_source(screen: Screen, source: Source, inputs: Mapping[str, Any], root: Path, options: Options) -> int:
     options.require_steps(source.document)
     graph = build_graph(source, inputs)
-    conduct = Conductor(screen, made_root(root), options, from_stdin=source.file == STDIN)
+    conduct = Conductor(screen, made_root(root), options, source=_place(source.file))
     return conduct.start(source.document, inputs, graph)
 
 
@@ -223,18 +222,25 @@ def _run_plan(screen: Screen, plan: str, workspace: str | None, options: Options
     options.require_steps(made.document)
     graph = build_graph(Source(plan, made.document), made.inputs)
     at_once = replace(options, wait=False)  # whoever is waited for would change what the plan rests on
-    conduct = Conductor(screen, made_root(root), at_once, from_stdin=False)
+    conduct = Conductor(screen, made_root(root), at_once, source=_place(plan))
     return conduct.start(made.document, made.inputs, graph, made)
+
+
+def _place(file: str) -> str:
+    """Where a set comes from, as it can be found from anywhere."""
+    return file if file == STDIN else str(Path(file).absolute())
 
 
 class Conductor:
     """Takes one run, new or begun before, to its end, and says what became of it."""
 
-    def __init__(self, screen: Screen, root: Path, options: Options, *, from_stdin: bool) -> None:
+    def __init__(self, screen: Screen, root: Path, options: Options, *, source: str = "") -> None:
+        """`source` is where the set comes from; a run that is gone on with has told it before."""
         self.screen = screen
         self.root = root
         self.options = options
-        self.may_ask = not from_stdin and sys.stdin.isatty() and sys.stderr.isatty()
+        self.source = source
+        self.may_ask = source != STDIN and sys.stdin.isatty() and sys.stderr.isatty()
         self.progress: Progress | None = None
         self.stream: JsonStream | None = None
 
@@ -304,7 +310,7 @@ class Conductor:
             approve=self.options.yes,
             wait=self.options.wait,
             start_at=self.options.start_at,
-            actor=actor(),
+            source=self.source,
             ask=progress.ask if self.may_ask else None,
             on_wait=partial(self._wait_for, progress),
             observers=[progress.observe, *([self.stream.observe] if self.stream else [])],
@@ -353,11 +359,6 @@ class Conductor:
             self.screen.warn(f"waiting for the approval of {', '.join(steps)}: `qo approve {at}` or `qo reject {at}`")
         elif status == "paused":
             self.screen.warn(f"paused: `qo resume {at}` goes on, `qo rollback {at}` undoes it")
-
-
-def actor() -> str:
-    """Who runs and approves: user and host."""
-    return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
 
 
 def _parting(code: int, progress: Progress | None) -> int:
@@ -512,6 +513,9 @@ def reject(
 def _decide(
     screen: Screen, run_id: str | None, step: str | None, workspace: str | None, options: Options, *, approved: bool
 ) -> tuple[Conductor, dict[str, Any]]:
+    from quantum_orchestrator.blocks.audit import current_actor
+    from quantum_orchestrator.flows.auditing import RunAudit
+
     root = existing_root(workspace)
     with journal_of(root) as journal:
         record = _waiting_run(journal, root, run_id)
@@ -519,10 +523,12 @@ def _decide(
         subject = subject_of(journal, record.id, step)
 
         def decide() -> None:
-            if not journal.decide(record.id, subject, approved=approved, actor=actor()):
+            actor = current_actor()
+            RunAudit(record, root).decided(subject, approved, actor=actor)
+            if not journal.decide(record.id, subject, approved=approved, actor=actor):
                 raise _decided_already(root, record.id, step)
 
-        conduct = Conductor(screen, made_root(root), options, from_stdin=False)
+        conduct = Conductor(screen, made_root(root), options)
         return conduct, conduct.go_on(record, decide)
 
 

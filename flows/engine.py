@@ -172,7 +172,7 @@ class RunSettings:
     ask: Callable[[str, str], bool | None] | None = None
     """Asks a person at a terminal: step id and message to yes, no, or None for no answer."""
     decided: Callable[[str, bool], None] = lambda _subject, _approved: None
-    """Hears of what was approved or rejected while it ran: a step, or `step@digest` for a content."""
+    """Hears of what is about to be approved or rejected: a step, or `step@digest` for a content."""
     secrets: Callable[[Sequence[str]], Mapping[str, str]] = lambda _names: {}
     """Values of secrets by name."""
     reuse: Wishes = field(default_factory=Wishes)
@@ -878,9 +878,9 @@ class Run:
             self.books.results[step.id] = awaiting
             self.journal.record_step(self.id, awaiting.record())
             raise ApprovalAwaited(step, message)
+        self.settings.decided(subject, decision)
         self.journal.decide(self.id, subject, approved=decision, actor=self.settings.actor)
         self._decisions[subject] = decision
-        self.settings.decided(subject, decision)
         return decision
 
     async def _ask(self, step: Step, message: str, stop: Stop) -> bool | None:

@@ -12,11 +12,11 @@ import asyncio
 import contextlib
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,6 +29,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.urls import url_for
 
 from quantum_orchestrator.blocks import machine
+from quantum_orchestrator.blocks.audit import current_actor
 from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError, WorkspaceBusy
 from quantum_orchestrator.blocks.holdings import when_pruned
 from quantum_orchestrator.blocks.home import home, refuse_own_run, workspace_home, workspace_option
@@ -38,6 +39,7 @@ from quantum_orchestrator.blocks.profile import Measured, Profile
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.attempts import Observer
+from quantum_orchestrator.flows.auditing import RunAudit
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure, RollbackTo
 from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings, boot_at_work
 from quantum_orchestrator.flows.estimates import Estimates, places_of
@@ -82,7 +84,9 @@ class RunRequest:
     on_failure: OnFailure | None = None
     approve: bool = False
     wait: bool = True
-    actor: str = ""
+    actor: str = field(default_factory=current_actor)
+    source: str = ""
+    """Where the set comes from, for the audit: a file, `<stdin>`, a deployment."""
     ask: Callable[[str, str], bool | None] | None = None
     on_wait: Callable[[str], None] = lambda _holder: None
     observers: Sequence[Observer] = field(default_factory=tuple)
@@ -97,11 +101,6 @@ class RunRequest:
 def new_run_id() -> str:
     """A readable id that sorts by time: `20260102-030405-1a2b3c`."""
     return time.strftime("%Y%m%d-%H%M%S") + "-" + uuid4().hex[:6]
-
-
-def default_actor() -> str:
-    """Who runs: user and host."""
-    return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
 
 
 # Opening a workspace.
@@ -312,13 +311,14 @@ async def conduct(
     journal, flow_run = opened.journal, current_flow_run()
     await signals.take()
     record = replace(record, flow_run_id=str(flow_run.id), ui_url=url_for("flow-run", obj_id=flow_run.id))
-    if _begin_or_go_on(record, journal, request.root):
+    audit = RunAudit(record, request.root)
+    if _begin_or_go_on(record, journal, request, audit):
         await telling.tell(lambda: close_task_runs(flow_run.id))
     run = Run(
         record,
         request.document,
         opened.workspace,
-        _settings(record, request),
+        replace(_settings(record, request), decided=partial(audit.decided, actor=request.actor)),
         policy=opened.policy,
         runner=PrefectRunner(record.id, telling),
         observers=[*request.observers, log_to(get_run_logger()), log_file(journal.log_path(record.id))],
@@ -328,17 +328,22 @@ async def conduct(
     async with pages(run, telling), _watching_for_cancel(run):
         outcome = await run.execute()
     document, summary = await _finish(record, run, outcome, telling)
+    unsaid = audit.ended(request.actor, outcome.status, document["error"])
+    if unsaid:
+        run.observe(RunEvent(EventKind.LOG, message=unsaid))
     opened.afterwards.append(_learn(run))
     return document, state_of(outcome.status, summary, deployed=flow_run.deployment_id is not None)
 
 
-def _begin_or_go_on(record: RunRecord, journal: Journal, root: Path) -> bool:
+def _begin_or_go_on(record: RunRecord, journal: Journal, request: RunRequest, audit: RunAudit) -> bool:
     """Make the run one that is at work, in this process; whether another one has died over it."""
     known = journal.run(record.id)
     if known is None:
+        audit.begun(request.actor, request.source)
         journal.begin(record)
         return False
-    _refuse_to_go_on(known, journal, root)
+    _refuse_to_go_on(known, journal, request.root)
+    audit.resumed(request.actor, known.status)
     start_again(journal, known)
     journal.update(
         known.id,
@@ -367,7 +372,7 @@ def _settings(record: RunRecord, request: RunRequest) -> RunSettings:
         on_failure=on_failure,
         start_at=request.start_at,
         approve=request.approve,
-        actor=request.actor or default_actor(),
+        actor=request.actor,
         ask=request.ask,
         secrets=load_secrets,
         reuse=request.reuse or Wishes(**(record.options.get("reuse") or {})),
@@ -472,7 +477,7 @@ async def orchestrate(
     root = Path(workspace or document.workspace or ".").resolve()
     root.mkdir(parents=True, exist_ok=True)
     request = RunRequest(
-        document, resolve_inputs(document, inputs or {}), root, parallel, on_failure, actor=default_actor()
+        document, resolve_inputs(document, inputs or {}), root, parallel, on_failure, source="deployment"
     )
     async with locked(root, wait=True, on_wait=_say_who_is_waited_for) as opened:
         begun = opened.journal.run_of_flow_run(str(current_flow_run().id))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantum_orchestrator.blocks import diff
+from quantum_orchestrator.blocks.audit import current_actor
 from quantum_orchestrator.blocks.errors import NeedsAttention, UsageError, WorkspaceBusy
 from quantum_orchestrator.blocks.holdings import when_pruned
 from quantum_orchestrator.blocks.home import home, workspace_home, workspace_option
@@ -24,6 +25,7 @@ from quantum_orchestrator.blocks.tree import Change, parent
 from quantum_orchestrator.blocks.workspace import GIT, Conflicts, Undo, Workspace
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.attempts import conflict_error
+from quantum_orchestrator.flows.auditing import RunAudit
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure
 from quantum_orchestrator.flows.engine import Run, RunSettings, StepRunner, boot_at_work, was_cut_short
 from quantum_orchestrator.flows.results import RunEvent, RunStatus, StepStatus
@@ -217,6 +219,8 @@ async def _undo(case: _Case, steps: Sequence[str] | None, show: Shower) -> tuple
     stood = (StepStatus.SUCCEEDED, StepStatus.RUNNING)  # running: a process died over its `undo`
     succeeded = [step.id for step in journal.steps(run.id).values() if step.status in stood]
     undone = succeeded if steps is None else [each for each in succeeded if each in steps]
+    audit, actor = RunAudit(run, case.workspace.root), current_actor()
+    audit.rolled_back(actor, choice.to)
     journal.update(run.id, status=RunStatus.NEEDS_ATTENTION.value, ended_at=None, boot_id=boot_at_work(run))
 
     async def unwind(runner: StepRunner | None) -> Undo:
@@ -233,6 +237,7 @@ async def _undo(case: _Case, steps: Sequence[str] | None, show: Shower) -> tuple
     if steps is not None:
         status = RunStatus.KEPT if run.status in ENDED else RunStatus.PAUSED
     _record(journal, run, undone, status)
+    audit.ended(actor, status)
     return undo, status.value
 
 

@@ -29,7 +29,9 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from quantum_orchestrator.blocks.audit import current_actor
 from quantum_orchestrator.blocks.errors import InvalidInput, OperationError, PolicyRefused, QuantumError
+from quantum_orchestrator.flows.auditing import RunAudit
 from quantum_orchestrator.flows.faults import nearest, shown
 from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure, Trust, load_object
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus
@@ -382,7 +384,7 @@ class _BlockRun:
                 return
 
     async def _respond(self, action: Fields, journal: Journal) -> SignOff:
-        from quantum_orchestrator.flows.orchestrate import carry_on, default_actor
+        from quantum_orchestrator.flows.orchestrate import carry_on
 
         started = time.monotonic()
         try:
@@ -391,7 +393,8 @@ class _BlockRun:
             action.text("signoff_id")
             signoff, approved = signoff_id(action), _is_yes(action)
             record, step = _waiting_run(journal, signoff)
-            journal.decide(record.id, step, approved=approved, actor=default_actor())
+            RunAudit(record, self.root).decided(step, approved, actor=current_actor())
+            journal.decide(record.id, step, approved=approved, actor=current_actor())
             report = await carry_on(self._request_for(record), record.id)
         except QuantumError as error:
             return SignOff(action_result(action.type, False, said(error), time.monotonic() - started), said(error))
@@ -455,6 +458,7 @@ class _BlockRun:
             self.root,
             on_failure=self.on_failure,
             approve=self.approve,
+            source="a block in the older format",
             observers=self.observers,
         )
         report = await run_set(request)
