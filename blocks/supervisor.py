@@ -79,6 +79,8 @@ class Request(TypedDict):
     argv: list[str]
     cwd: str
     env: dict[str, str]
+    boxed: bool
+    """Whether what is started only keeps what is meant, in a process namespace of its own: it ends when that ends."""
     tied: bool
     processes: int
     file_bytes: int
@@ -228,7 +230,7 @@ def _carry_out(request: Request, stdin: int, run: socket.socket, child_ended: in
         os.close(stream)
     if script:
         report, is_wanted = _attend(run, script, child_ended, outputs)
-    survivors = _end_all(run, outputs)
+    survivors = _end_all(run, outputs, keeps=script if request["boxed"] else 0)
     if survivors:
         report["survivors"] = survivors
     outputs.drain()
@@ -433,11 +435,14 @@ def _is_alone(run: socket.socket) -> bool:
     return bool(poll.poll(0))  # POLLHUP, which needs no asking
 
 
-def _end_all(run: socket.socket, outputs: _Outputs) -> list[int]:
-    """End every descendant: ask first, then SIGKILL. Returns those that could not be ended."""
+def _end_all(run: socket.socket, outputs: _Outputs, *, keeps: int) -> list[int]:
+    """End every descendant: ask first, then SIGKILL. Returns those that could not be ended.
+
+    The one that `keeps` the others is not asked: it ends with the last of them, and them with itself.
+    """
     if not _has_children():
         return []
-    asked: set[int] = set()
+    asked = {keeps}
     deadline = time.monotonic() + GRACE
     while _has_children() and time.monotonic() < deadline and not _is_alone(run):
         for pid in _descendants():

@@ -189,6 +189,11 @@ class Workspace:
                 self._caches[step_id].after = found.caches
         return changes
 
+    def excluded_before(self, step_id: str) -> list[Path]:
+        """The excluded caches that were there at the step's capture by this object."""
+        caches = self._caches.get(step_id)
+        return [] if caches is None else [self.root / path for path in sorted(caches.before)]
+
     def excluded_touched(self, run_id: str, step_id: str) -> list[str]:
         """The excluded caches in which something has changed since the step's capture by this object; [] without one.
 

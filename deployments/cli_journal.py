@@ -271,10 +271,13 @@ def show(
 
 
 def _show(talk: Talk, document: dict[str, Any]) -> None:
+    from quantum_orchestrator.blocks.sandbox import named_level
     from quantum_orchestrator.deployments.display import error_lines, run_lines, step_lines
 
     first, *rest = run_lines(document)
     talk.screen.result(*first)
+    if "sandbox_level" in document:  # a run of an earlier version has left none
+        talk.screen.result(f"scripts at sandbox level {named_level(document['sandbox_level'])}", "dim")
     lines = step_lines(document["steps"])
     if document["error"] and document["error"] not in [step["error"] for step in document["steps"]]:
         lines += error_lines(document["error"])

@@ -23,8 +23,8 @@ from quantum_orchestrator.blocks.errors import QuantumError, StateError
 from quantum_orchestrator.blocks.holdings import look
 from quantum_orchestrator.blocks.home import private_folder, refuse_overlap, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
-from quantum_orchestrator.blocks.policy import Policy
-from quantum_orchestrator.blocks.sandbox import Level, Processes
+from quantum_orchestrator.blocks.policy import UNTRUSTED_LEVEL, Policy
+from quantum_orchestrator.blocks.sandbox import Level, level_for, named_level, why_not
 from quantum_orchestrator.blocks.tree import Kind
 from quantum_orchestrator.deployments import server, service
 from quantum_orchestrator.deployments.cli_gc import human_size, state_folders
@@ -178,9 +178,15 @@ def _disk_space(home: Path) -> Check:
 
 
 def _sandbox(home: Path) -> Check:
-    level, needed = Processes().level, Policy.load(home / "policy.toml").sandbox_require
-    reach = ": scripts can reach whatever this user can" if level < Level.LANDLOCK else ""
-    detail = f"level {level:d} ({level.name}){reach}"
+    needed = Policy.load(home / "policy.toml").sandbox_require
+    level = level_for(needed)
+    reach = ", where they can reach whatever this user can" if level < Level.LANDLOCK else ""
+    detail = f"scripts run at level {named_level(level)}{reach}"
+    for each in (each for each in Level if each > Level.LIMITS):
+        reason = why_not(each)
+        detail += f"; level {named_level(each)} " + (f"does not work here: {reason}" if reason else "works here")
+    if level_for(UNTRUSTED_LEVEL) < UNTRUSTED_LEVEL:
+        detail += "; scripts of sets that are not trusted are refused"
     if level >= needed:
         return Check("sandbox", ok=True, detail=detail)
     hint = f"[sandbox] require = {needed} in {home / 'policy.toml'} asks for more than there is here"

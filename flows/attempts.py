@@ -152,7 +152,12 @@ class Attempts:
             self._workspace.apply(self._run_id, step.id, changes, context.files.content_of)
             dumped: dict[str, Any] = self.redactor.value(outputs.model_dump(mode="json"))
             return dumped
-        done = self._watched(step, effects, lambda: operation.run(parameters, context).model_dump(mode="json"))
+
+        def act() -> dict[str, Any]:
+            outputs: dict[str, Any] = operation.run(parameters, context).model_dump(mode="json")
+            return outputs
+
+        done = self._watched(step, effects, context, act, runs_programs=bool(operation.reach(parameters).programs))
         masked: dict[str, Any] = self.redactor.value(done)
         return masked
 
@@ -175,14 +180,21 @@ class Attempts:
         if sending.in_doubt:
             context.log(f"an earlier try may have got through; this one has the same key, {sending.key}")
 
-    def _watched(self, step: Step, effects: Effects, act: Callable[[], dict[str, Any]]) -> Outputs:
+    def _watched(
+        self, step: Step, effects: Effects, context: Context, act: Callable[[], dict[str, Any]], *, runs_programs: bool
+    ) -> Outputs:
         """Run an operation that acts by itself between a capture and its difference."""
         areas = [*(access.path for access in effects.writes), *effects.makes]
         if not areas:
             return act()
         self._workspace.capture(self._run_id, step.id, areas, keeps_objects=effects.keeps_objects)
+        guard = self.guards.of(step.scope.document.trust)
+        if guard.untrusted and context.processes is not None:
+            context.processes = context.processes.protecting(self._workspace.excluded_before(step.id))
         outputs = act()
         changes = self._workspace.finish(self._run_id, step.id)
+        if runs_programs:
+            guard.check_unseen(changes, self._workspace.excluded_touched(self._run_id, step.id))
         self.check_changes(step, changes, self._workspace.journal.content)
         self._note_excluded(step, outputs)
         if "changed" in outputs and not outputs["changed"]:  # a script cannot know
@@ -200,7 +212,8 @@ class Attempts:
 
     def _context(self, step: Step, effects: Effects, token: CancelToken) -> Context:
         document, instruction = step.scope.document, step.instruction
-        policy = self.guards.of(document.trust).policy
+        guard = self.guards.of(document.trust)
+        policy = guard.policy
         for problem in filter(None, map(policy.secret_refusal, instruction.secrets)):
             raise problem
         secrets = self._secrets_of(instruction.secrets)
@@ -210,7 +223,7 @@ class Attempts:
             step_id=step.id,
             set_name=document.name,
             run_id=self._run_id,
-            env={**self._document.env, **document.env, **secrets, RUN_ROOT: self._root},
+            env={**self._document.env, **document.env, **secrets, **guard.env, RUN_ROOT: self._root},
             cancel=token,
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
             root=self._workspace.root,
@@ -224,7 +237,8 @@ class Attempts:
         guard, may_change = self.guards.of(trust), bool(effects.writes or effects.makes)
         kind = (guard.needed_level(effects), trust, may_change)
         if kind not in self._processes:
-            made = Processes(require=kind[0], lock=lock, tied=may_change, limits=guard.limits)
+            root = self._workspace.root
+            made = Processes(require=kind[0], lock=lock, tied=may_change, limits=guard.limits, root=root)
             self._processes.setdefault(kind, made)  # steps begin in several threads
         return self._processes[kind]
 

@@ -36,6 +36,7 @@ class RunAudit:
             sha256=digest_of(self._run.document),
             trust=self._run.document.get("trust", "trusted"),
             source=source,
+            sandbox_level=self._run.options.get("sandbox", 1),
             **options,
         )
 

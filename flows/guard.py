@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,29 @@ class Guard:
         in which they are."""
         return self.base.sandbox_require if effects.predictable else self.policy.sandbox_require
 
+    @property
+    def env(self) -> Mapping[str, str]:
+        """What programs get beside what the set gives them: Python leaves nothing where nobody looks."""
+        return {"PYTHONDONTWRITEBYTECODE": "1"} if self.untrusted else {}
+
     # After.
+
+    def check_unseen(self, changes: Sequence[Change], caches: Sequence[str]) -> None:
+        """What programs have changed that no approval shows, and others execute: a repository's own files, and caches,
+        which no snapshot looks into. Raises PolicyRefused where an untrusted set has."""
+        if not self.untrusted or self.policy.lenient:
+            return
+        own = [printable(each.path) for each in changes if GIT in each.path.split("/")]
+        if own:
+            raise PolicyRefused(
+                f"the policy refuses what a program has done to git's own files: {_listed(own)}",
+                hint="sets that are not trusted change repositories by git operations alone",
+            )
+        if caches:
+            raise PolicyRefused(
+                f"the policy refuses what a program has left in caches, which cannot be undone: {_listed(caches)}",
+                hint="delete them before anything uses them; `exclude` under [snapshot] in policy.toml names them",
+            )
 
     def check_changes(
         self, step_id: str, changes: Sequence[Change], content_of: Callable[[str], bytes], decided: Decided
@@ -161,6 +184,12 @@ class Guard:
         own = [each for each in changes if GIT not in each.path.split("/")]
         for error in (error for each in own for error in self._refusals(each, own)):
             raise error
+        privileged = [printable(each.path) for each in own if _gives_rights(each)] if self.untrusted else []
+        if privileged and not self.policy.lenient:
+            raise PolicyRefused(
+                f"the policy refuses a file that runs with the rights of its owner: {_listed(privileged)}",
+                hint="sets that are not trusted set no set-user-id or set-group-id bits",
+            )
         asked = self.asked_about(own)
         if asked:
             _require(_about_files(step_id, asked, content_of), decided)
@@ -197,6 +226,11 @@ class Guards:
         return self._untrusted
 
 
+def _listed(paths: Sequence[str]) -> str:
+    more = f", and {len(paths) - MOST_NAMED} more" if len(paths) > MOST_NAMED else ""
+    return ", ".join(paths[:MOST_NAMED]) + more
+
+
 def _require(needed: ApprovalNeeded, decided: Decided) -> None:
     decision = decided(needed.subject)
     if decision is None:
@@ -210,6 +244,11 @@ def _written(effects: Effects) -> list[str]:
     paths = [access.path for access in effects.writes if not access.subtree]
     above = folders_above([*paths, *effects.makes])
     return [*paths, *(path for path in effects.makes if path not in above)]
+
+
+def _gives_rights(change: Change) -> bool:
+    after, rights = change.after, stat.S_ISUID | stat.S_ISGID
+    return after is not None and after.kind is Kind.FILE and bool(after.mode & rights) and change.before != after
 
 
 def _is_folder_only(change: Change) -> bool:

@@ -36,11 +36,12 @@ from quantum_orchestrator.blocks.home import home, refuse_own_run, workspace_hom
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.profile import Measured, Profile
+from quantum_orchestrator.blocks.sandbox import Level, level_for
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.attempts import Observer
 from quantum_orchestrator.flows.auditing import RunAudit
-from quantum_orchestrator.flows.document import InstructionSet, OnFailure, RollbackTo
+from quantum_orchestrator.flows.document import InstructionSet, OnFailure, RollbackTo, Trust
 from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings, boot_at_work
 from quantum_orchestrator.flows.estimates import Estimates, places_of
 from quantum_orchestrator.flows.flow_runs import (
@@ -310,7 +311,9 @@ async def conduct(
     """
     journal, flow_run = opened.journal, current_flow_run()
     await signals.take()
-    record = replace(record, flow_run_id=str(flow_run.id), ui_url=url_for("flow-run", obj_id=flow_run.id))
+    options = {**record.options, "sandbox": _sandbox_level(record, request.document.trust, opened.policy)}
+    ui_url = url_for("flow-run", obj_id=flow_run.id)
+    record = replace(record, flow_run_id=str(flow_run.id), ui_url=ui_url, options=options)
     audit = RunAudit(record, request.root)
     if _begin_or_go_on(record, journal, request, audit):
         await telling.tell(lambda: close_task_runs(flow_run.id))
@@ -358,8 +361,16 @@ def _begin_or_go_on(record: RunRecord, journal: Journal, request: RunRequest, au
         pruned=0,  # what it has changed since is there to be undone
         flow_run_id=record.flow_run_id,
         ui_url=record.ui_url,
+        options=record.options,
     )
     return known.status == RunStatus.RUNNING
+
+
+def _sandbox_level(record: RunRecord, trust: Trust, policy: Policy) -> int:
+    """The lowest level that any script of the run has run at, or will. The sets that it calls are trusted no more."""
+    chosen = policy.for_untrusted() if trust is Trust.UNTRUSTED else policy
+    earlier: int = record.options.get("sandbox", Level.OVERLAY)  # what went before a resume
+    return min(int(level_for(chosen.sandbox_require)), earlier)
 
 
 def _settings(record: RunRecord, request: RunRequest) -> RunSettings:

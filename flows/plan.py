@@ -292,9 +292,7 @@ def _own_effects(step: Step, scope: Scope) -> Effects:
         effects = operation.effects(partial_parameters(operation, instruction, scope))
     except Unknown:
         return Effects((EVERYTHING,), (EVERYTHING,), predictable=False)
-    if step.scope.document.trust is Trust.UNTRUSTED:
-        return effects  # what it says of itself is no reason to look at less of what it has changed
-    return narrowed(effects, instruction)
+    return narrowed(effects, step)
 
 
 def _effects_of_expansion(step: Step) -> Effects:
@@ -310,9 +308,15 @@ def _effects_of_expansion(step: Step) -> Effects:
     return _union(effects_of(each) for each in inner.steps)
 
 
-def narrowed(effects: Effects, instruction: Instruction) -> Effects:
-    """An instruction's own `reads` and `writes`, where the operation itself cannot know what it touches."""
+def narrowed(effects: Effects, step: Step) -> Effects:
+    """A step's own `reads` and `writes`, where the operation itself cannot know what it touches.
+
+    What a set that is not trusted says of itself is no reason to look at less of what it has changed.
+    """
+    instruction = step.instruction
     if instruction.reads is None and instruction.writes is None:
+        return effects
+    if step.scope.document.trust is Trust.UNTRUSTED:
         return effects
     reads, writes = effects.reads, effects.writes
     if instruction.reads is not None and EVERYTHING in reads:

@@ -83,6 +83,7 @@ def run_document(
         "steps": [step.as_json() for step in steps],
         "diff": dict(NOTHING) if made is None or status not in _WITH_EFFECTS else counts(made),
         "outside": outside(journal, record.id),
+        "sandbox_level": record.options.get("sandbox", 1),
         "error": error,
         "flow_run_id": record.flow_run_id,
         "ui_url": record.ui_url,

@@ -71,7 +71,7 @@ class Memory:
     def _verdict(self, step: Step, scope: Scope, tree: Tree, forced: bool) -> Verdict:
         operation = registry.get(step.instruction.op)
         parameters = resolved_parameters(step, scope)
-        effects = narrowed(operation.effects(parameters), step.instruction)
+        effects = narrowed(operation.effects(parameters), step)
         if why := reuse.refusal(operation, step.instruction, effects):
             return Verdict(False, why)
         env = {**self._document.env, **step.scope.document.env}
@@ -141,7 +141,7 @@ class Reusing:
         if verdict.identity is None or verdict.reads is None:
             return
         operation = registry.get(step.instruction.op)
-        effects = narrowed(operation.effects(resolved_parameters(step, scope)), step.instruction)
+        effects = narrowed(operation.effects(resolved_parameters(step, scope)), step)
         try:
             leaves = self._memory.leaves(step, effects, tree or self.tree)
         except (OperationError, PathRefused):

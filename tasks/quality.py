@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -527,6 +529,7 @@ class RunTests(Operation[RunTestsParameters, RunTestsOutputs]):
                 timeout=context.timeout,
                 cancel=context.cancel,
                 on_line=context.log,
+                folders=(report.parent,),
             )
             cases = _cases(report)
         if done.exit_code:
@@ -545,12 +548,22 @@ def with_report(argv: Sequence[str], report: Path) -> list[str]:
 def _cases(report: Path) -> list[ElementTree.Element] | None:
     """The tests in a JUnit report; None if there is no report.
 
-    The tests wrote it, and they have run as this user: it is to be trusted no less than they are. Entities that
+    The tests wrote it, or whatever else they wanted to be there: what is no plain file is no report. Entities that
     expand without end are refused by expat itself.
     """
-    if not report.exists():
+    try:
+        descriptor = os.open(report, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
         return None
-    return list(ElementTree.parse(report).getroot().iter("testcase"))  # noqa: S314
+    except OSError as error:
+        raise OperationError(f"the tests left a report that cannot be read: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OperationError("the tests left a report that is no plain file")
+        try:
+            return list(ElementTree.parse(file).getroot().iter("testcase"))  # noqa: S314
+        except ElementTree.ParseError as error:
+            raise OperationError(f"the tests left a report that is no XML: {error}") from error
 
 
 def _test_outputs(done: Completed, cases: Sequence[ElementTree.Element] | None) -> RunTestsOutputs:

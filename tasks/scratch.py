@@ -111,6 +111,7 @@ class Scratch:
             env={"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home), "NO_COLOR": "1"},
             timeout=self.context.timeout,
             cancel=self.context.cancel,
+            folders=(self.root.parent,),
         )
         said = (done.stderr if done.exit_code else done.stdout + done.stderr).decode(errors="replace")
         lines = [line for line in said.replace(f"{self.root}/", "").splitlines() if line.strip()]

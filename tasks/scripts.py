@@ -88,6 +88,9 @@ class Run(Operation[RunParameters, RunOutputs]):
     HOME, LANG, TERM, TMPDIR and USER, the set's `env`, the secrets that the step names, its own `env`, and no more.
     Limits: 512 processes (counted for the user; root has none), 1 GiB a file, no core files. With `network` it gets
     QO_IDEMPOTENCY_KEY, the same in every try, and QO_IN_DOUBT=1 where an earlier try may have got through.
+
+    At sandbox level 3 it sees the workspace, the system's programs and nothing else, and of the workspace it can change
+    nothing if its `writes` are `[]`; the end by signal N is exit code 128 + N there.
     """
 
     cacheable = True
@@ -115,6 +118,7 @@ class Run(Operation[RunParameters, RunOutputs]):
             timeout=context.timeout,
             cancel=context.cancel,
             on_line=context.log,
+            network=parameters.network,
         )
         expected = parameters.expect_exit if isinstance(parameters.expect_exit, list) else [parameters.expect_exit]
         if completed.exit_code not in expected:

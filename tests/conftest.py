@@ -38,6 +38,14 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture
+def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that allows no user namespaces, as far as this process can tell."""
+    from quantum_orchestrator.blocks import sandbox
+
+    monkeypatch.setattr(sandbox, "_why_not_bubblewrap", lambda: "bubblewrap fails (no namespaces)")
+
+
 @pytest.fixture(scope="session")
 def put_database(pytestconfig: pytest.Config) -> Callable[[Path], None]:
     """Gives a state folder the database that its Prefect server would make in ten seconds."""

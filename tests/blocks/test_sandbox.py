@@ -484,7 +484,7 @@ def readable_package() -> Iterator[Path]:
         Path(folder).chmod(0o755)
         package = Path(folder) / "quantum_orchestrator" / "blocks"
         package.mkdir(parents=True)
-        for name in ("errors.py", "sandbox.py", "supervisor.py"):
+        for name in ("bubblewrap.py", "errors.py", "sandbox.py", "supervisor.py"):
             shutil.copyfile(Path(sandbox.__file__).with_name(name), package / name)
         yield Path(folder)
 
@@ -608,12 +608,14 @@ def test_arguments_that_are_too_long_for_the_kernel_are_refused(processes: Proce
 # Levels.
 
 
-def test_level_one_is_what_there_is() -> None:
+def test_programs_run_at_level_one_where_no_other_is_required() -> None:
     assert Processes().level is Level.LIMITS
 
 
+@pytest.mark.usefixtures("no_namespaces")
 def test_a_required_level_that_is_not_there_refuses_to_run(tmp_path: Path) -> None:
-    with pytest.raises(PolicyRefused, match="level 3") as caught:
+    with pytest.raises(PolicyRefused, match="scripts need sandbox level 3, and run at level 1 here") as caught:
         shell(Processes(require=3), "touch ran", tmp_path)
+    assert "no namespaces" in caught.value.hint
     assert "policy.toml" in caught.value.hint
     assert not (tmp_path / "ran").exists()

@@ -13,6 +13,7 @@ import pytest
 
 from quantum_orchestrator.blocks.home import workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord, StepRecord
+from quantum_orchestrator.blocks.sandbox import Level, why_not
 from quantum_orchestrator.blocks.tree import Overlay
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.deployments import doctor as doctors
@@ -54,11 +55,23 @@ def test_every_complaint_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_level_of_the_sandbox_is_told_and_judged_by_the_policy(tmp_path: Path) -> None:
     check = found(tmp_path, "sandbox")
-    assert (check.ok, check.detail) == (True, "level 1 (LIMITS): scripts can reach whatever this user can")
+    assert check.ok
+    assert check.detail.startswith(
+        "scripts run at level 1 (limits), where they can reach whatever this user can; level"
+    )
+    for level in (Level.LANDLOCK, Level.BUBBLEWRAP, Level.OVERLAY):
+        reason = why_not(level)
+        how = f"does not work here: {reason}" if reason else "works here"
+        assert f"level {level:d} ({level.name.lower()}) {how}" in check.detail
+
+
+@pytest.mark.usefixtures("no_namespaces")
+def test_a_level_that_is_required_and_does_not_work_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text("[sandbox]\nrequire = 3\n")
     check = found(tmp_path, "sandbox")
     assert not check.ok
-    assert "every script is refused" in check.detail
+    assert "level 3 (bubblewrap) does not work here: bubblewrap fails (no namespaces)" in check.detail
+    assert check.detail.endswith("every script is refused")
     assert "require = 3" in check.hint
 
 

@@ -12,6 +12,7 @@ from test_engine import Bench, shell, write
 
 from quantum_orchestrator.blocks.errors import InvalidInput
 from quantum_orchestrator.blocks.policy import EXECUTED, Given, Policy, Rule
+from quantum_orchestrator.blocks.sandbox import Level, why_not
 from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.document import Trust
 from quantum_orchestrator.flows.faults import InvalidSet
@@ -138,6 +139,7 @@ class TestJudging:
         assert [fault.message for fault in caught.value.faults] != []
         assert not caught.value.by_policy
 
+    @pytest.mark.usefixtures("no_namespaces")
     def test_a_set_cannot_raise_its_trust_through_a_call(self) -> None:
         inner = {"name": "in", "trust": "trusted", "instructions": [shell("s", "true")]}
         outer = {"name": "x", "trust": "untrusted", "instructions": [{"id": "c", "op": "call", "with": {"set": inner}}]}
@@ -157,6 +159,43 @@ class TestJudging:
         assert {fault.pointer for fault in caught.value.faults} == {"/secrets/1", "/instructions/0/op"}
         granted = policy(untrusted_secrets=["ONE", "TWO"], untrusted_network=True)
         assert load_object(raw, trust=Trust.UNTRUSTED, policy=granted).trust is Trust.UNTRUSTED
+
+
+@pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(Level.BUBBLEWRAP))
+class TestScriptsOfUntrustedSets:
+    def run(self, bench: Bench, *steps: Any, **options: Any) -> Any:
+        return bench.run(*steps, trust="untrusted", **options)
+
+    def test_one_that_says_it_changes_nothing_is_not_believed(self, bench: Bench) -> None:
+        liar = {**shell("s", "cat input; cat input > made"), "reads": ["nothing"], "writes": [], "cache": True}
+        for run, content in (("r1", "1"), ("r2", "2")):
+            (bench.root / "input").write_text(content)
+            assert self.run(bench, liar, run_id=run).status is RunStatus.COMMITTED
+            step = bench.journal.steps(run)["s"]
+            assert step.outputs is not None
+            assert (step.status, step.outputs["stdout"], step.outputs["changed"]) == ("succeeded", content, ["made"])
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("mkdir -p sub/.git/hooks; echo evil > sub/.git/hooks/pre-commit", "git's own files: sub/.git"),
+            ("mkdir -p .git; echo '[core] fsmonitor=evil' > .git/config", "git's own files: .git"),
+            ("mkdir -p .venv/bin; echo evil > .venv/bin/python", "left in caches, which cannot be undone: .venv"),
+            ("cp /bin/sh shell; chmod u+s shell", "runs with the rights of its owner: shell"),
+        ],
+    )
+    def test_what_others_would_execute_later_is_refused(self, bench: Bench, text: str, message: str) -> None:
+        outcome = self.run(bench, shell("s", text))
+        assert outcome.error is not None
+        assert message in outcome.error.message
+        assert not any(path for path in bench.files() if not path.startswith(".venv"))
+
+    def test_caches_that_are_there_cannot_be_changed(self, bench: Bench) -> None:
+        (bench.root / ".venv").mkdir()
+        (bench.root / ".venv/python").write_text("good")
+        outcome = self.run(bench, shell("s", "echo evil > .venv/python || rm -r .venv || echo x > made"))
+        assert outcome.status is RunStatus.COMMITTED
+        assert bench.files() == {".venv/python": "good", "made": "x\n"}
 
 
 class TestFilesThatAreExecuted:

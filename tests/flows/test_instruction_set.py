@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from quantum_orchestrator.blocks.sandbox import Level, why_not
 from quantum_orchestrator.flows import judge, schema
 from quantum_orchestrator.flows.instruction_set import (
     ErrorHandler,
@@ -798,12 +799,22 @@ def test_a_call_names_exactly_one_set(parameters: Raw, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("around", [lambda step: a_set(step), lambda step: a_set(a_call(set=a_set(step)))])
-def test_an_untrusted_set_starts_no_programs(step: Raw, around: Callable[[Raw], Raw]) -> None:
+@pytest.mark.usefixtures("no_namespaces")
+def test_an_untrusted_set_starts_no_programs_where_level_3_does_not_work(
+    step: Raw, around: Callable[[Raw], Raw]
+) -> None:
     assert load_raw(around(step))
     for raw, options in (({**around(step), "trust": "untrusted"}, {}), (around(step), {"trust": Trust.UNTRUSTED})):
         fault = the_fault(raw, **options)
         assert fault.pointer.endswith("/instructions/0/op")
         assert "sandbox level 3" in fault.message
+        assert "no namespaces" in fault.hint
+
+
+@pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(Level.BUBBLEWRAP))
+def test_an_untrusted_set_starts_programs_where_level_3_works() -> None:
+    step = {"id": "a", "op": "script.run", "with": {"argv": ["true"]}}
+    assert load_raw(a_set(step), trust=Trust.UNTRUSTED).trust is Trust.UNTRUSTED
 
 
 def test_a_document_cannot_claim_more_trust_than_its_source_has(tmp_path: Path) -> None:

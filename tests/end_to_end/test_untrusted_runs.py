@@ -1,0 +1,53 @@
+"""Sets that nobody vouches for run scripts, confined; and what they could do harm with later is refused and undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import NOTE, Qo, script
+
+from quantum_orchestrator.blocks.home import home
+from quantum_orchestrator.blocks.sandbox import Level, why_not
+
+pytestmark = pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(Level.BUBBLEWRAP))
+
+
+@pytest.fixture
+def required(user: Path) -> Iterator[None]:
+    """A policy that confines all scripts."""
+    place = home() / "policy.toml"
+    place.write_text("[sandbox]\nrequire = 3\n")
+    yield
+    place.unlink()
+
+
+def test_its_scripts_see_the_workspace_and_not_what_is_beside_it(qo: Qo) -> None:
+    (qo.folder / "private").write_text("private")
+    text = 'cp note.txt copy.txt; cat ../private "$HOME"/* || ls -A ..'
+    document = qo("run", qo.set(NOTE, script(text, needs=["note"])), "--untrusted", "--json").exits(0).json
+    assert document["sandbox_level"] == 3
+    assert document["steps"][1]["outputs"]["stdout"] == "work\n"
+    assert document["steps"][1]["outputs"]["changed"] == ["copy.txt"]
+    qo("show").exits(0).prints("scripts at sandbox level 3 (bubblewrap)\n")
+    qo("rollback", document["run_id"]).exits(0)
+    assert qo.files == {}
+
+
+LOOK = script("cat ../private > seen || echo nothing > seen")
+
+
+def test_a_trusted_set_runs_at_level_one(qo: Qo) -> None:
+    (qo.folder / "private").write_text("private\n")
+    assert qo("run", qo.set(LOOK), "--json").exits(0).json["sandbox_level"] == 1
+    assert qo.files["seen"] == "private\n"
+
+
+@pytest.mark.usefixtures("required")
+def test_unless_the_policy_requires_more(qo: Qo) -> None:
+    (qo.folder / "private").write_text("private\n")
+    tidy = {"id": "tidy", "op": "quality.lint", "with": {"paths": ["x.py"], "fix": True}}
+    code = {"id": "code", "op": "file.write", "with": {"path": "x.py", "content": "x = 1\n"}}
+    assert qo("run", qo.set(code, LOOK, tidy), "--json").exits(0).json["sandbox_level"] == 3
+    assert qo.files["seen"] == "nothing\n"
