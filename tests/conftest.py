@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import Qo, Warm
+from effort import NIGHTLY
 
 # Before anything imports Prefect: it reads its settings once.
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "QO_", "GIT_", "ANTHROPIC_"))]:
@@ -22,6 +23,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Several for the whole suite; none for what the command line names, as one process starts faster."""
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     return 0 if named else min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is for the night only, and begin with the files that take long: at the end, nobody waits."""
+    for_the_night = [item for item in items if item.get_closest_marker("nightly") and not NIGHTLY]
+    config.hook.pytest_deselected(items=for_the_night)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items[:] = sorted((item for item in items if item not in for_the_night), key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -121,6 +121,7 @@ def total(found: list[Found], caught: list[Caught]) -> dict[str, Any]:
         "points": sum(each.points for each in found),
         "cases": sum(kinds.values()),
         "kinds": kinds,
+        "calls": sorted(set().union(*(each.calls for each in found))),
         "violations": [{"case": each.case, "what": each.what} for all_of in found for each in all_of.violations],
         "controls": {each.barrier: each.by for each in caught},
         "caught": sum(each.by is not None for each in caught),

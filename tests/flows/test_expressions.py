@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from effort import ordinarily
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -488,7 +489,7 @@ FRAGMENTS = """
 fragments = st.sampled_from(FRAGMENTS.split())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=ordinarily(150, nightly=400), deadline=None)
 @given(st.lists(fragments | st.text(max_size=3), max_size=14).map(" ".join))
 def test_any_text_is_evaluated_or_refused(text: str) -> None:
     for candidate in (text, "${{ " + text + " }}"):

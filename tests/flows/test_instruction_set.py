@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from effort import ordinarily
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -846,7 +847,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=ordinarily(60, nightly=200), deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200), json_values.map(lambda value: json.dumps(value).encode()), st.text().map(str.encode)
@@ -909,7 +910,7 @@ texts = st.sampled_from(["a", "${{ ", "${{ steps.one.outputs.sha256 }}", "${{ 1 
 replacements = json_values | texts
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=ordinarily(60, nightly=250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_mutated_set_is_loaded_or_refused_with_faults_that_point_into_it(data: st.DataObject) -> None:
     raw: Any = copy.deepcopy(VALID)
