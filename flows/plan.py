@@ -2,11 +2,8 @@
 
 A set is expanded into *steps* (an instruction, or one round of its `for_each`, or one of a called set's), which are put
 into one linear order: document order, except where a `needs` or a reference asks for another, and with irreversible
-steps last. Every later step that touches what an earlier one touches gets an edge from it (a *hazard*: write-read,
-read-write or write-write). Whatever runs along those edges ends as if the steps had run one by one in linear order.
-
-Accesses cover everything below their path. Writing a path makes the folders above it unless they are there; two steps
-that make the same folder commute, so that making is a third kind of access beside reading and writing.
+steps last. Every later step that touches what an earlier one touches gets an edge from it (a *hazard*, see
+`flows/hazards.py`). Whatever runs along those edges ends as if the steps had run one by one in linear order.
 
 Pure: no disk, no clock, no Prefect. What only a run can know (a list, a name) is `Unknown` here; a step whose accesses
 are unknown is taken to touch everything.
@@ -18,14 +15,16 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
 from quantum_orchestrator.blocks.errors import InvalidInput, OperationError
-from quantum_orchestrator.blocks.tree import ROOT, join
+from quantum_orchestrator.blocks.tree import ROOT
 from quantum_orchestrator.flows import expressions
 from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Order, Trust
 from quantum_orchestrator.flows.expressions import MISSING, Scope
+from quantum_orchestrator.flows.hazards import Edge as Edge
+from quantum_orchestrator.flows.hazards import Hazards, Link, Neighbours, edges_of
+from quantum_orchestrator.flows.hazards import Reason as Reason
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import dependencies, names_nothing
 from quantum_orchestrator.flows.schema import build_parameters, literal_parameters
@@ -41,29 +40,6 @@ from quantum_orchestrator.tasks.operation import (
 )
 
 WILDCARDS = frozenset("*?[")
-
-
-class Reason(StrEnum):
-    """Why one step waits for another."""
-
-    NEEDS = "needs"
-    REFERENCE = "refers to it"
-    WRITE_READ = "reads what it writes"
-    READ_WRITE = "writes what it reads"
-    WRITE_WRITE = "writes what it writes"
-    BARRIER = "nothing moves across a barrier"
-    SEQUENTIAL = "the set is sequential"
-    IRREVERSIBLE = "cannot be undone, so it comes last"
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """Step `before` ends before step `after` starts; `path` is where they meet, for hazards."""
-
-    before: str
-    after: str
-    reason: Reason
-    path: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -352,31 +328,25 @@ def _union(several: Iterable[Effects]) -> Effects:
 # The order between steps.
 
 
-@dataclass(slots=True)
 class Graph:
-    """Steps in linear order and the edges between them; every edge points from an earlier to a later step."""
+    """Steps in linear order and what each waits for; every edge points from an earlier to a later step."""
 
-    steps: list[Step]
-    edges: list[Edge]
-    effects: dict[str, Effects]
-    groups: dict[str, list[str]]
-    position: dict[str, int] = field(init=False)
-    predecessors: dict[str, Set[str]] = field(init=False)
-    successors: dict[str, Set[str]] = field(init=False)
+    def __init__(
+        self, steps: list[Step], links: Sequence[Link], effects: dict[str, Effects], groups: dict[str, list[str]]
+    ) -> None:
+        self.steps = steps
+        self.effects = effects
+        self.groups = groups
+        self.position = {step.id: number for number, step in enumerate(steps)}
+        self._links = links
+        neighbours = Neighbours(links)
+        self.predecessors: dict[str, Set[str]] = {step_id: neighbours.before(step_id) for step_id in self.position}
+        self.successors: dict[str, Set[str]] = {step_id: neighbours.after(step_id) for step_id in self.position}
 
-    def __post_init__(self) -> None:
-        self.position = {step.id: number for number, step in enumerate(self.steps)}
-        before: dict[str, set[str]] = {}
-        after: dict[str, set[str]] = {}
-        for edge in self.edges:
-            before.setdefault(edge.after, set()).add(edge.before)
-            after.setdefault(edge.before, set()).add(edge.after)
-        self.predecessors = {step_id: before.get(step_id, _NO_STEPS) for step_id in self.position}
-        self.successors = {step_id: after.get(step_id, _NO_STEPS) for step_id in self.position}
-
-
-_NO_STEPS: frozenset[str] = frozenset()
-"""Most steps of a large set wait for none: one object serves all."""
+    @property
+    def edges(self) -> list[Edge]:
+        """One for each pair of steps and reason; there may be very many more than steps."""
+        return edges_of(self._links)
 
 
 class CycleError(InvalidInput):
@@ -399,11 +369,11 @@ def connect(expansion: Expansion, order: Order = Order.INFERRED) -> Graph:
     steps = _linear(expansion.steps, explicit, last)
     if order is Order.SEQUENTIAL:
         explicit += _chain(steps)
-    hazards = _Hazards().of(steps, effects, last)
+    hazards = Hazards().of([step.id for step in steps], effects, last)
     if order is Order.EXPLICIT:
         _check_unordered_writers(steps, explicit, hazards)
         hazards = []
-    return Graph(steps, _without_repeats(explicit + hazards), effects, expansion.groups)
+    return Graph(steps, [*explicit, *hazards], effects, expansion.groups)
 
 
 def _explicit_edges(expansion: Expansion) -> list[Edge]:
@@ -485,179 +455,15 @@ def _ring(blockers: Mapping[str, int], edges: Sequence[Edge]) -> list[str]:
     return [start, *reversed(path[path.index(start) :])]
 
 
-_NOBODY: list[str] = []
-_NOTHING_BELOW: dict[str, Any] = {}
-
-
-class _Place:
-    """Who touched a path since it was last written as a whole. Most are leaves, with one writer and nothing else."""
-
-    __slots__ = ("children", "makers", "readers", "writer")
-
-    def __init__(self) -> None:
-        self.children: dict[str, _Place] = _NOTHING_BELOW
-        self.writer: str | None = None
-        self.readers: list[str] = _NOBODY
-        self.makers: list[str] = _NOBODY
-
-    def child(self, name: str) -> _Place:
-        """The place of that name in it, made where it is missing."""
-        if self.children is _NOTHING_BELOW:
-            self.children = {}
-        found = self.children.get(name)
-        if found is None:
-            found = self.children[name] = _Place()
-        return found
-
-    def read(self, step_id: str) -> None:
-        """One more reads it."""
-        self.readers = [step_id] if self.readers is _NOBODY else self.readers
-        if self.readers[-1] != step_id:
-            self.readers.append(step_id)
-
-    def made(self, step_id: str) -> None:
-        """One more makes it."""
-        self.makers = [step_id] if self.makers is _NOBODY else self.makers
-        if self.makers[-1] != step_id:
-            self.makers.append(step_id)
-
-    def written(self, step_id: str) -> None:
-        """What came before is superseded."""
-        self.writer = step_id
-        self.children, self.readers, self.makers = _NOTHING_BELOW, _NOBODY, _NOBODY
-
-
-class _Hazards:
-    """Finds hazards in one pass over the steps in linear order, with one place per path touched.
-
-    Invariant: a place holds only accesses that no later write of it, or of a folder above it, has superseded; that
-    write waits for all of them, so that whoever comes later need only wait for the write.
-    """
-
-    def __init__(self) -> None:
-        self._root = _Place()
-        self._barrier: str | None = None
-        self._since_barrier: list[str] = []
-        self._edges: list[Edge] = []
-
-    def of(self, steps: Sequence[Step], effects: Mapping[str, Effects], last: set[str]) -> list[Edge]:
-        """Every edge that the steps' effects ask for."""
-        earlier: list[str] = []
-        for step in steps:
-            if step.id in last:  # one at a time: the world outside sees their order
-                self._edges += [Edge(before, step.id, Reason.IRREVERSIBLE) for before in earlier]
-                earlier = []
-            earlier.append(step.id)
-            self._touch(step.id, effects[step.id])
-        return self._edges
-
-    def _touch(self, step_id: str, effects: Effects) -> None:
-        if self._barrier is not None:
-            self._edges.append(Edge(self._barrier, step_id, Reason.BARRIER))
-        if effects.barrier:
-            self._edges += [Edge(before, step_id, Reason.BARRIER) for before in self._since_barrier]
-            self._barrier, self._since_barrier, self._root = step_id, [], _Place()
-            return
-        self._since_barrier.append(step_id)
-        for access in effects.reads:
-            self._wait_to_read(step_id, access.path)
-        for path in effects.makes:
-            self._wait_to_make(step_id, path)
-        for access in effects.writes:
-            self._wait_to_write(step_id, access.path)
-        self._record(step_id, effects)
-
-    def _record(self, step_id: str, effects: Effects) -> None:
-        for access in effects.reads:
-            self._place(access.path).read(step_id)
-        for path in effects.makes:
-            self._place(path).made(step_id)
-        for access in effects.writes:
-            self._place(access.path).written(step_id)
-
-    def _wait_to_read(self, step_id: str, path: str) -> None:
-        above, here = self._way(path)
-        for name, place in above:
-            self._wait(step_id, place.writer, Reason.WRITE_READ, name)
-        if here is not None:
-            for name, place in _below(path, here):
-                self._wait(step_id, place.writer, Reason.WRITE_READ, name)
-                for maker in place.makers:
-                    self._wait(step_id, maker, Reason.WRITE_READ, name)
-
-    def _wait_to_make(self, step_id: str, path: str) -> None:
-        above, here = self._way(path)
-        for name, place in [*above, *([(path, here)] if here else [])]:
-            self._wait(step_id, place.writer, Reason.WRITE_WRITE, name)
-            for reader in place.readers:
-                self._wait(step_id, reader, Reason.READ_WRITE, name)
-
-    def _wait_to_write(self, step_id: str, path: str) -> None:
-        above, here = self._way(path)
-        for name, place in above:
-            self._wait(step_id, place.writer, Reason.WRITE_WRITE, name)
-            for reader in place.readers:
-                self._wait(step_id, reader, Reason.READ_WRITE, name)
-        if here is not None:
-            for name, place in _below(path, here):
-                self._wait(step_id, place.writer, Reason.WRITE_WRITE, name)
-                for maker in place.makers:
-                    self._wait(step_id, maker, Reason.WRITE_WRITE, name)
-                for reader in place.readers:
-                    self._wait(step_id, reader, Reason.READ_WRITE, name)
-
-    def _wait(self, step_id: str, before: str | None, reason: Reason, path: str) -> None:
-        if before is not None and before != step_id:
-            self._edges.append(Edge(before, step_id, reason, path))
-
-    def _way(self, path: str) -> tuple[list[tuple[str, _Place]], _Place | None]:
-        """The places above a path that were touched, and its own if it or anything below it was."""
-        if path == ROOT:
-            return [], self._root
-        above, place, name = [(ROOT, self._root)], self._root, ""
-        *folders, leaf = path.split("/")
-        for part in folders:
-            inner = place.children.get(part)
-            if inner is None:
-                return above, None
-            place, name = inner, f"{name}/{part}" if name else part
-            above.append((name, place))
-        return above, place.children.get(leaf)
-
-    def _place(self, path: str) -> _Place:
-        place = self._root
-        if path != ROOT:
-            for part in path.split("/"):
-                place = place.child(part)
-        return place
-
-
-def _below(path: str, place: _Place) -> Iterator[tuple[str, _Place]]:
-    """A place and all below it, each with its path."""
-    waiting = [(path, place)]
-    while waiting:
-        name, here = waiting.pop()
-        yield name, here
-        waiting += [(join(name, part), inner) for part, inner in here.children.items()]
-
-
-def _check_unordered_writers(steps: Sequence[Step], explicit: Sequence[Edge], hazards: Sequence[Edge]) -> None:
+def _check_unordered_writers(steps: Sequence[Step], explicit: Sequence[Edge], hazards: Sequence[Link]) -> None:
     """In an explicit set, two steps that write one path must be in order by `needs` or references."""
     position = {step.id: number for number, step in enumerate(steps)}
     before: dict[str, set[str]] = {step.id: set() for step in steps}
     for edge in sorted(explicit, key=lambda edge: position[edge.after]):
         before[edge.after] |= {edge.before, *before[edge.before]}
-    for edge in hazards:
+    for edge in (each for each in hazards if isinstance(each, Edge)):  # crowds are of readers, or are read
         if edge.reason is Reason.WRITE_WRITE and edge.before not in before[edge.after]:
             raise InvalidInput(
                 f"steps {edge.before!r} and {edge.after!r} both write {edge.path}, and nothing says which comes first",
                 hint=f'the set\'s order is explicit: add "needs": ["{edge.before}"] to {edge.after!r}',
             )
-
-
-def _without_repeats(edges: Iterable[Edge]) -> list[Edge]:
-    """One edge for each pair of steps and reason, in the order of their making."""
-    first: dict[tuple[str, str, Reason], Edge] = {}
-    for edge in edges:
-        first.setdefault((edge.before, edge.after, edge.reason), edge)
-    return list(first.values())

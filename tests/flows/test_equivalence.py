@@ -27,6 +27,7 @@ from quantum_orchestrator.blocks.errors import QuantumError
 from quantum_orchestrator.blocks.tree import Change, Entry, Kind, MemoryTree, Overlay, walk
 from quantum_orchestrator.blocks.workspace import DiskTree
 from quantum_orchestrator.flows import plan
+from quantum_orchestrator.flows.hazards import Hazards
 from quantum_orchestrator.flows.instruction_set import InstructionSet, load
 from quantum_orchestrator.flows.plan import Graph, Reason, Step
 from quantum_orchestrator.flows.prediction import is_wanted, predict
@@ -224,7 +225,7 @@ def test_a_parallel_run_leaves_the_tree_of_a_run_one_by_one(
 # Every rule is needed.
 
 
-class Breakable(plan._Hazards):
+class Breakable(Hazards):
     """The plan's hazards without one rule."""
 
     without = ""
@@ -284,7 +285,7 @@ def test_without_any_one_rule_some_set_comes_out_differently(rule: str, monkeypa
 
     assert not differ(plan.build(document, {}))
     monkeypatch.setattr(Breakable, "without", rule)
-    monkeypatch.setattr(plan, "_Hazards", Breakable)
+    monkeypatch.setattr(plan, "Hazards", Breakable)
     assert differ(plan.build(document, {}))
 
 
