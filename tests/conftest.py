@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +55,15 @@ def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     from quantum_orchestrator.blocks import sandbox
 
     monkeypatch.setattr(sandbox, "_why_not_bubblewrap", lambda: "bubblewrap fails (no namespaces)")
+
+
+@pytest.fixture
+def small_stack() -> Iterator[None]:
+    """Python's stack ends 200 calls from here: what calls itself for each of very many folders fails."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 200)
+    yield
+    sys.setrecursionlimit(before)
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,14 @@ class Machine:
         environment = {**os.environ, "UV_CACHE_DIR": str(self.folder / "cache")}
         subprocess.run(command, env=environment, check=True, capture_output=True)
 
+    def lay(self, name: str, source: str, *, point: str) -> None:
+        """A package as an installer leaves it, in a hundredth of the time."""
+        information = self.packages / f"{name}-1.0.dist-info"
+        information.mkdir(parents=True)
+        (self.packages / f"{name}.py").write_text(source)
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[quantum_orchestrator.operations]\n{point} = {name}\n")
+
     def qo(self, *arguments: str) -> Said:
         command = [sys.executable, "-m", "quantum_orchestrator.deployments.cli", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(self.packages)}
@@ -133,8 +141,8 @@ def test_an_installed_package_is_known_to_every_command(machine: Machine, prefec
 
 
 def test_a_name_that_two_packages_declare_is_an_error_that_names_both(machine: Machine) -> None:
-    machine.install("acme_stamps", STAMP, point="acme")
-    machine.install("zenith_stamps", STAMP, point="zenith")
+    machine.lay("acme_stamps", STAMP, point="acme")
+    machine.lay("zenith_stamps", STAMP, point="zenith")
     said = machine.qo("ops").exits(3)
     said.says("'acme.stamp' is declared twice")
     said.says("acme_stamps")
@@ -142,8 +150,8 @@ def test_a_name_that_two_packages_declare_is_an_error_that_names_both(machine: M
 
 
 def test_a_family_that_two_packages_bring_is_an_error_that_names_both(machine: Machine) -> None:
-    machine.install("acme_stamps", STAMP, point="acme")
-    machine.install("acme_seals", STAMP.replace("acme.stamp", "acme.seal"), point="acme")
+    machine.lay("acme_stamps", STAMP, point="acme")
+    machine.lay("acme_seals", STAMP.replace("acme.stamp", "acme.seal"), point="acme")
     said = machine.qo("ops").exits(3)
     said.says("acme_stamps")
     said.says("acme_seals")
@@ -151,14 +159,14 @@ def test_a_family_that_two_packages_bring_is_an_error_that_names_both(machine: M
 
 @pytest.mark.parametrize("point", ["acme", "file"])
 def test_an_operation_of_the_products_own_cannot_be_replaced(machine: Machine, point: str) -> None:
-    machine.install("acme_files", STAMP.replace("acme.stamp", "file.write"), point=point)
+    machine.lay("acme_files", STAMP.replace("acme.stamp", "file.write"), point=point)
     said = machine.qo("ops").exits(3)
     said.says("acme_files")
     said.says("quantum_orchestrator.tasks.files")
 
 
 def test_a_package_that_cannot_be_imported_is_named_and_stops_only_those_who_need_it(machine: Machine) -> None:
-    machine.install("acme_broken", "import a_module_that_nobody_has\n", point="acme")
+    machine.lay("acme_broken", "import a_module_that_nobody_has\n", point="acme")
     for command in (("ops",), ("validate", machine.set(stamp()))):
         said = machine.qo(*command).exits(3)
         said.says("the operations of 'acme_broken' cannot be loaded")
