@@ -297,7 +297,10 @@ class _Reader:
 
     def header_name(self, offset: int) -> str:
         name = _text(self.lines[self.at + offset][4:])
-        return self.unquoted(name if name.startswith('"') else name.partition("\t")[0].rstrip())
+        if name.startswith('"'):
+            return self.unquoted(name)
+        before, tab, _ = name.partition("\t")  # which git puts behind a name with spaces
+        return self.unquoted(before if tab else before.rstrip())
 
     def unquoted(self, name: str) -> str:
         try:

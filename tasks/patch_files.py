@@ -24,7 +24,7 @@ def parse(text: str) -> tuple[FilePatch, ...]:
     for patch in patches:
         for path in (patch.old, patch.new):
             try:
-                check_path(path or patch.path)
+                check_path(patch.path if path is None else path)
             except PathRefused as error:
                 raise PathRefused(f"patch: line {patch.patch_line}: {error.message}", hint=error.hint) from error
     return patches
