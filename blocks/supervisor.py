@@ -66,6 +66,10 @@ CHUNK = 1 << 16
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_MOST_CAPABILITIES = 64
+_LANDLOCK_RESTRICT_SELF = 446
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -81,6 +85,8 @@ class Request(TypedDict):
     env: dict[str, str]
     boxed: bool
     """Whether what is started only keeps what is meant, in a process namespace of its own: it ends when that ends."""
+    ruleset: bool
+    """Whether a Landlock ruleset comes with it, before its standard input, that binds the program. For tied ones."""
     tied: bool
     processes: int
     file_bytes: int
@@ -189,21 +195,21 @@ def _supervise(run: socket.socket) -> None:
     child_ended = _child_signals()
     is_limited = False
     while (received := _receive(run)) is not None:
-        request, stdin = received
+        request, stdin, ruleset = received
         if not is_limited:
             _limit(request)
             is_limited = True
-        if not _carry_out(request, stdin, run, child_ended):
+        if not _carry_out(request, stdin, ruleset, run, child_ended):
             return
 
 
-def _receive(run: socket.socket) -> tuple[Request, int] | None:
-    """The next request, with its standard input; None when there will be none."""
+def _receive(run: socket.socket) -> tuple[Request, int, int | None] | None:
+    """The next request, with its standard input and the ruleset that binds it; None when there will be none."""
     poll = select.poll()
     poll.register(run, select.POLLIN)
     if not poll.poll(IDLE * 1000):
         run.shutdown(socket.SHUT_RD)  # from now on the engine cannot send; what it has sent is still read
-    header, streams = _received(run, HEADER, 1)
+    header, streams = _received(run, HEADER, 2)
     if not header:
         return None
     length = int.from_bytes(header, "big")
@@ -214,20 +220,21 @@ def _receive(run: socket.socket) -> tuple[Request, int] | None:
             return None
         body += chunk
     request: Request = json.loads(body)
-    return request, streams[0] if streams else os.open(os.devnull, os.O_RDONLY)
+    ruleset = streams.pop(0) if request["ruleset"] else None
+    return request, streams[0] if streams else os.open(os.devnull, os.O_RDONLY), ruleset
 
 
-def _carry_out(request: Request, stdin: int, run: socket.socket, child_ended: int) -> bool:
+def _carry_out(request: Request, stdin: int, ruleset: int | None, run: socket.socket, child_ended: int) -> bool:
     """Start one script, and see it and all that it starts to their end. False when no other one is to follow."""
     outputs = _Outputs(run)
     script, report, is_wanted = 0, Report(), True
     streams = (stdin, *outputs.writers)
     try:
-        script = _start(request, streams)
+        script = _start(request, streams, ruleset)
     except _NotStarted as failure:
         report = {"stage": failure.stage, "errno": failure.number}
-    for stream in streams:
-        os.close(stream)
+    for descriptor in (*streams, *([] if ruleset is None else [ruleset])):
+        os.close(descriptor)
     if script:
         report, is_wanted = _attend(run, script, child_ended, outputs)
     survivors = _end_all(run, outputs, keeps=script if request["boxed"] else 0)
@@ -291,14 +298,14 @@ class _NotStarted(Exception):
         self.number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
 
 
-def _start(request: Request, streams: Sequence[int]) -> int:
+def _start(request: Request, streams: Sequence[int], ruleset: int | None) -> int:
     """Start the script; its process id. Raises _NotStarted."""
     try:
         os.chdir(request["cwd"])
     except OSError as error:
         raise _NotStarted("chdir", error) from error
     try:
-        return _forked(request, streams) if request["tied"] else _spawned(request, streams)
+        return _forked(request, streams, ruleset) if request["tied"] else _spawned(request, streams)
     except (OSError, ValueError) as error:
         raise _NotStarted("exec", error) from error
     finally:
@@ -321,12 +328,12 @@ def _spawned(request: Request, streams: Sequence[int]) -> int:
     )
 
 
-def _forked(request: Request, streams: Sequence[int]) -> int:
+def _forked(request: Request, streams: Sequence[int], ruleset: int | None) -> int:
     failure, tell_failure = os.pipe()
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _script_process(request, streams, tell_failure, supervisor)
+        _script_process(request, streams, ruleset, tell_failure, supervisor)
     os.close(tell_failure)
     told = os.read(failure, 64)  # nothing: the pipe was closed by a successful exec
     os.close(failure)
@@ -335,7 +342,9 @@ def _forked(request: Request, streams: Sequence[int]) -> int:
     return pid
 
 
-def _script_process(request: Request, streams: Sequence[int], tell_failure: int, supervisor: int) -> NoReturn:
+def _script_process(
+    request: Request, streams: Sequence[int], ruleset: int | None, tell_failure: int, supervisor: int
+) -> NoReturn:
     try:
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -348,6 +357,8 @@ def _script_process(request: Request, streams: Sequence[int], tell_failure: int,
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if request["memory_bytes"]:
             _lower(resource.RLIMIT_AS, request["memory_bytes"])
+        if ruleset is not None:
+            _bind(ruleset)
         os.execve(request["program"], request["argv"], request["env"])  # noqa: S606
     except OSError as error:
         os.write(tell_failure, str(error.errno or errno.EINVAL).encode())
@@ -355,6 +366,17 @@ def _script_process(request: Request, streams: Sequence[int], tell_failure: int,
         os.write(tell_failure, str(errno.EINVAL).encode())
     finally:
         os._exit(127)
+
+
+def _bind(ruleset: int) -> None:
+    """Be bound by a Landlock ruleset, and have no capabilities from the next exec on: some of them go around it."""
+    if os.geteuid() == 0:
+        for number in range(_MOST_CAPABILITIES):
+            if _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
+                break  # there are no more
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if _libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0:
+        raise OSError(ctypes.get_errno(), "landlock_restrict_self")
 
 
 def _limit(request: Request) -> None:

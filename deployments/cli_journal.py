@@ -271,7 +271,7 @@ def show(
 
 
 def _show(talk: Talk, document: dict[str, Any]) -> None:
-    from quantum_orchestrator.blocks.sandbox import named_level
+    from quantum_orchestrator.blocks.levels import named_level
     from quantum_orchestrator.deployments.display import error_lines, run_lines, step_lines
 
     first, *rest = run_lines(document)

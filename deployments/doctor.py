@@ -23,8 +23,8 @@ from quantum_orchestrator.blocks.errors import QuantumError, StateError
 from quantum_orchestrator.blocks.holdings import look
 from quantum_orchestrator.blocks.home import private_folder, refuse_overlap, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
+from quantum_orchestrator.blocks.levels import Level, level_for, named_level, why_not
 from quantum_orchestrator.blocks.policy import UNTRUSTED_LEVEL, Policy
-from quantum_orchestrator.blocks.sandbox import Level, level_for, named_level, why_not
 from quantum_orchestrator.blocks.tree import Kind
 from quantum_orchestrator.deployments import server, service
 from quantum_orchestrator.deployments.cli_gc import human_size, state_folders

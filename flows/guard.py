@@ -96,7 +96,7 @@ class Guard:
             yield from (Finding("path", error, path) for error in self.policy.refusals("paths", path))
 
     def _out_of_reach(self, name: str, reach: Reach) -> Iterator[Finding]:
-        from quantum_orchestrator.blocks.sandbox import level_problem  # here, as most sets never come to it
+        from quantum_orchestrator.blocks.levels import level_problem  # here, as most sets never come to it
 
         problem = level_problem(self.policy.sandbox_require) if reach.programs else None
         if problem is not None:

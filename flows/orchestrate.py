@@ -34,9 +34,9 @@ from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, Usa
 from quantum_orchestrator.blocks.holdings import when_pruned
 from quantum_orchestrator.blocks.home import home, refuse_own_run, workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
+from quantum_orchestrator.blocks.levels import Level, level_for
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.profile import Measured, Profile
-from quantum_orchestrator.blocks.sandbox import Level, level_for
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.attempts import Observer

@@ -52,9 +52,9 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that allows no user namespaces, as far as this process can tell."""
-    from quantum_orchestrator.blocks import sandbox
+    from quantum_orchestrator.blocks import levels
 
-    monkeypatch.setattr(sandbox, "_why_not_bubblewrap", lambda: "bubblewrap fails (no namespaces)")
+    monkeypatch.setattr(levels, "_why_not_bubblewrap", lambda: "bubblewrap fails (no namespaces)")
 
 
 @pytest.fixture

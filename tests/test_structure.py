@@ -34,7 +34,7 @@ PREFECT_AT_ONCE = (
 WHEN_NEEDED = ("flows/recover.py", "flows/optimize.py", "deployments/*.py", "blocks/*.py")
 """Modules that may import Prefect or Anthropic inside a function, where it costs only those who call it."""
 STARTS_PROCESSES = (
-    *("blocks/sandbox.py", "blocks/supervisor.py", "blocks/repository.py"),
+    *("blocks/sandbox.py", "blocks/levels.py", "blocks/supervisor.py", "blocks/repository.py"),
     *("deployments/server.py", "deployments/service.py", "deployments/service_command.py"),
 )
 PURE = ("flows/plan.py", "flows/schedule.py")

@@ -12,7 +12,8 @@ import pytest
 from test_sandbox import gone, running_in, written_pid
 
 from quantum_orchestrator.blocks.errors import OperationError, TimedOut
-from quantum_orchestrator.blocks.sandbox import Completed, Level, Processes, why_not
+from quantum_orchestrator.blocks.levels import Level, why_not
+from quantum_orchestrator.blocks.sandbox import Completed, Processes
 
 pytestmark = pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(Level.BUBBLEWRAP))
 

@@ -17,7 +17,8 @@ import pytest
 
 from quantum_orchestrator.blocks import sandbox
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, PolicyRefused, TimedOut
-from quantum_orchestrator.blocks.sandbox import Completed, Level, Limits, Processes
+from quantum_orchestrator.blocks.levels import Level
+from quantum_orchestrator.blocks.sandbox import Completed, Limits, Processes
 from quantum_orchestrator.blocks.supervisor import GRACE
 from quantum_orchestrator.tasks.operation import CancelToken
 
@@ -484,7 +485,7 @@ def readable_package() -> Iterator[Path]:
         Path(folder).chmod(0o755)
         package = Path(folder) / "quantum_orchestrator" / "blocks"
         package.mkdir(parents=True)
-        for name in ("bubblewrap.py", "errors.py", "sandbox.py", "supervisor.py"):
+        for name in ("bubblewrap.py", "errors.py", "landlock.py", "levels.py", "sandbox.py", "supervisor.py"):
             shutil.copyfile(Path(sandbox.__file__).with_name(name), package / name)
         yield Path(folder)
 
@@ -614,7 +615,9 @@ def test_programs_run_at_level_one_where_no_other_is_required() -> None:
 
 @pytest.mark.usefixtures("no_namespaces")
 def test_a_required_level_that_is_not_there_refuses_to_run(tmp_path: Path) -> None:
-    with pytest.raises(PolicyRefused, match="scripts need sandbox level 3, and run at level 1 here") as caught:
+    with pytest.raises(
+        PolicyRefused, match="scripts need sandbox level 3, and the highest that works here is"
+    ) as caught:
         shell(Processes(require=3), "touch ran", tmp_path)
     assert "no namespaces" in caught.value.hint
     assert "policy.toml" in caught.value.hint

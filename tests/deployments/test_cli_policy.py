@@ -9,7 +9,7 @@ import pytest
 from commands import NOTE
 from test_cli_sets import SCRIPT, Qo
 
-from quantum_orchestrator.blocks.sandbox import Level, why_not
+from quantum_orchestrator.blocks.levels import Level, why_not
 
 PUSH = {"id": "push", "op": "git.push"}
 REFUSED_IF = 3 if why_not(Level.BUBBLEWRAP) else 0

@@ -13,7 +13,7 @@ import pytest
 
 from quantum_orchestrator.blocks.home import workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord, StepRecord
-from quantum_orchestrator.blocks.sandbox import Level, why_not
+from quantum_orchestrator.blocks.levels import Level, why_not
 from quantum_orchestrator.blocks.tree import Overlay
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.deployments import doctor as doctors

@@ -9,7 +9,7 @@ import pytest
 from commands import NOTE, Qo, script
 
 from quantum_orchestrator.blocks.home import home
-from quantum_orchestrator.blocks.sandbox import Level, why_not
+from quantum_orchestrator.blocks.levels import Level, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(Level.BUBBLEWRAP))
 

@@ -11,8 +11,8 @@ import pytest
 from test_engine import Bench, shell, write
 
 from quantum_orchestrator.blocks.errors import InvalidInput
+from quantum_orchestrator.blocks.levels import Level, why_not
 from quantum_orchestrator.blocks.policy import EXECUTED, Given, Policy, Rule
-from quantum_orchestrator.blocks.sandbox import Level, why_not
 from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.document import Trust
 from quantum_orchestrator.flows.faults import InvalidSet

@@ -16,7 +16,7 @@ from effort import ordinarily
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantum_orchestrator.blocks.sandbox import Level, why_not
+from quantum_orchestrator.blocks.levels import Level, why_not
 from quantum_orchestrator.flows import judge, schema
 from quantum_orchestrator.flows.instruction_set import (
     ErrorHandler,
