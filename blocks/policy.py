@@ -84,6 +84,7 @@ class Kind(Enum):
     FLAG = auto()  # what must be done, if one of them says so
     GRANT = auto()  # what is granted, if all of them say so
     GRANTED = auto()  # names that are granted: fewer are stricter
+    BLOCK = auto()  # the name of a Prefect block; empty for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ SETTINGS = (
     Setting("journal", "keep_days", Kind.NUMBER, 90, "for how long a run that has ended can be undone", own=True),
     Setting("journal", "keep_runs", Kind.NUMBER, 500, "for how many runs", own=True),
     Setting("journal", "max_size_mb", Kind.NUMBER, 2048, "and in how much space, in MiB; goes first", own=True),
+    Setting("prefect", "policy", Kind.BLOCK, "", "a policy block of the Prefect server that narrows this", own=True),
 )
 GRANTS = (
     Setting("untrusted", "secrets", Kind.GRANTED, (), "secrets that an untrusted set may name"),
@@ -194,6 +196,7 @@ class Policy:
     journal_keep_days: int = 90
     journal_keep_runs: int = 500
     journal_max_size_mb: int = 2048
+    prefect_policy: str = ""
     limits_processes: int = 512
     limits_output_mb: int = 10
     limits_file_mb: int = 1024

@@ -31,6 +31,7 @@ from quantum_orchestrator.blocks.policy import (
 
 UNTRUSTED = "untrusted"
 _HEADER = re.compile(r"\s*\[\s*([A-Za-z0-9_.\s\"'-]+?)\s*\]\s*(?:#.*)?")
+_BLOCK_NAME = re.compile(r"[a-z0-9-]*")
 _KEY = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=")
 
 
@@ -153,6 +154,8 @@ def _expected(setting: Setting, value: object, *, untrusted: bool) -> str:
             return "" if _is_number(value, lowest, HIGHEST_LEVEL) else f"a level from {lowest} to {HIGHEST_LEVEL}"
         case Kind.NUMBER | Kind.LIMIT:
             return "" if _is_number(value, 0, MOST) else f"a whole number from 0 to {MOST}"
+        case Kind.BLOCK:
+            return "" if isinstance(value, str) and _BLOCK_NAME.fullmatch(value) else "the name of a block: a-z, 0-9, -"
         case Kind.FLAG | Kind.GRANT:
             return "" if isinstance(value, bool) else "true or false"
     if not _is_list_of_texts(value):

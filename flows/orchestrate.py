@@ -32,7 +32,7 @@ from quantum_orchestrator.blocks import machine
 from quantum_orchestrator.blocks.audit import current_actor
 from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError, WorkspaceBusy
 from quantum_orchestrator.blocks.holdings import when_pruned
-from quantum_orchestrator.blocks.home import home, refuse_own_run, workspace_home, workspace_option
+from quantum_orchestrator.blocks.home import home, policy_path, refuse_own_run, workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.levels import Level, level_for
 from quantum_orchestrator.blocks.policy import Policy
@@ -131,7 +131,7 @@ def open_journal(root: Path) -> Journal:
 async def locked(root: Path, *, wait: bool, on_wait: Callable[[str], None]) -> AsyncIterator[OpenWorkspace]:
     """Hold a workspace. Raises WorkspaceBusy where another run does and `wait` is false."""
     refuse_own_run(root)
-    policy = Policy.load(home() / "policy.toml")
+    policy = await _policy()
     journal = open_journal(root)
     try:
         await _acquire(journal, wait=wait, on_wait=on_wait)
@@ -146,6 +146,16 @@ async def locked(root: Path, *, wait: bool, on_wait: Callable[[str], None]) -> A
         journal.close()
     for thread in opened.afterwards:
         thread.join()
+
+
+async def _policy() -> Policy:
+    """The machine's, narrowed by the server's where it names one."""
+    policy = Policy.load(policy_path())
+    if not policy.prefect_policy:
+        return policy
+    from quantum_orchestrator.blocks.policy_block import settings_of
+
+    return policy.narrowed(await settings_of(policy.prefect_policy))
 
 
 async def _acquire(journal: Journal, *, wait: bool, on_wait: Callable[[str], None]) -> None:
