@@ -30,6 +30,14 @@ class Claims:
         self.load(run_id)
         return not self._steps.get(folder, set()) <= steps
 
+    def others_before(self, run_id: str, effect: Effect, steps: set[str]) -> bool:
+        """Whether a step other than these claimed the effect's folder when it was recorded."""
+        at_that_time = Claims(self._journal)
+        for each in self._journal.effects(run_id):
+            if each.number < effect.number and each.change.path == effect.change.path:
+                at_that_time._add(each.change, each.step)
+        return not at_that_time._steps.get(effect.change.path, set()) <= steps
+
     def kept(self, run_id: str) -> set[str]:
         """The folders whose makers are undone."""
         self.load(run_id)

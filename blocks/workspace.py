@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import dropwhile
 from pathlib import Path
 
 from quantum_orchestrator.blocks import disk_changes, git_undo, redo, snapshot
@@ -300,7 +301,7 @@ class Workspace:
             with opened_up(self.folder) as open_up:
                 planner = Planner(self.tree, open_up, self._excluded, conflicts=conflicts, torn=torn)
                 judged = {
-                    path: history
+                    path: history if chosen is None else self._without_claims(run_id, path, history, chosen)
                     for path, history in histories.items()
                     if chosen is None or not self._is_claimed(run_id, path, history, chosen)
                 }
@@ -358,6 +359,14 @@ class Workspace:
     def _is_claimed(self, run_id: str, path: str, history: Sequence[Effect], undone: set[str]) -> bool:
         """Whether it is a folder that these steps made, and that others claim."""
         return is_making(history[0].change) and self._claims.others(run_id, path, undone)
+
+    def _without_claims(self, run_id: str, path: str, history: Sequence[Effect], undone: set[str]) -> Sequence[Effect]:
+        """The history of a path; of a folder that others had made and these steps took away, from that on: its claims
+        say that nothing was there before."""
+        is_taken_away = is_making(history[0].change) and not all(is_making(each.change) for each in history)
+        if is_taken_away and self._claims.others_before(run_id, history[0], undone):
+            return [*dropwhile(lambda each: is_making(each.change), history)]
+        return history
 
     def _is_used(self, folder: str) -> bool:
         """Whether a step at work counts on the folder: it may have found it there, and nobody could tell."""

@@ -418,6 +418,24 @@ def test_a_step_that_only_looked_on_while_a_folder_came_does_not_keep_it(workspa
     assert state_of(root) == {}
 
 
+def test_a_folder_of_another_step_that_later_ones_took_away_is_put_back(workspace: Workspace, root: Path) -> None:
+    for step, content in (("a", b"1"), ("b", b"2")):
+        overlay = Overlay(workspace.tree)
+        overlay.write("d/file", content)  # b claims the folder that a has made
+        workspace.apply(RUN, step, overlay.changes(), overlay.content_of)
+    after_a = {**state_of(root), "d/file": None}
+    overlay = Overlay(workspace.tree)
+    overlay.delete("d")
+    workspace.apply(RUN, "c", overlay.changes(), overlay.content_of)
+    assert state_of(root) == {}
+    undo = workspace.undo(RUN, ["b", "c"])
+    assert not undo.conflicts
+    assert {**state_of(root), "d/file": None} == after_a
+    assert (root / "d/file").read_bytes() == b"1"
+    workspace.undo(RUN, "a")
+    assert state_of(root) == {}
+
+
 def test_claims_are_known_to_the_next_process(workspace: Workspace, root: Path) -> None:
     for step in ("a", "b"):
         overlay = Overlay(workspace.tree)
