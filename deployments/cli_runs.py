@@ -263,7 +263,7 @@ class Conductor:
                 plan.check(tree)
         self.screen.note(f"running {document.name!r} in {self.root}: {plural(len(graph.steps), 'step')}")
         with self._streaming(document, graph), self._display(graph) as progress:
-            request = self._request(document, inputs, progress)
+            request = self._request(document, inputs, graph, progress)
             predicted = None if plan is None else plan.predicted
             report = asyncio.run(run_set(replace(request, predicted=predicted, reuse=self.options.wishes)))
         return self.finish(report)
@@ -279,7 +279,7 @@ class Conductor:
         before()
         self.screen.note(f"going on with run {record.id} of {record.set_name!r} in {self.root}")
         with self._streaming(document, graph), self._display(graph) as progress:
-            request = self._request(document, inputs, progress)
+            request = self._request(document, inputs, graph, progress)
             return asyncio.run(carry_on(request, record.id, chosen_as=record.status))
 
     def _display(self, graph: Graph) -> Progress:
@@ -298,7 +298,9 @@ class Conductor:
         self.stream = JsonStream(about)
         return self.stream.writing()
 
-    def _request(self, document: InstructionSet, inputs: Mapping[str, Any], progress: Progress) -> RunRequest:
+    def _request(
+        self, document: InstructionSet, inputs: Mapping[str, Any], graph: Graph, progress: Progress
+    ) -> RunRequest:
         from quantum_orchestrator.flows.orchestrate import RunRequest
 
         return RunRequest(
@@ -314,6 +316,7 @@ class Conductor:
             ask=progress.ask if self.may_ask else None,
             on_wait=partial(self._wait_for, progress),
             observers=[progress.observe, *([self.stream.observe] if self.stream else [])],
+            graph=graph,
         )
 
     def _wait_for(self, progress: Progress, holder: object) -> None:

@@ -16,8 +16,8 @@ from quantum_orchestrator.flows.plan import (
     Expansion,
     Graph,
     Step,
+    build,
     connect,
-    expand,
     expand_step,
     handler_steps,
     values_of,
@@ -29,11 +29,14 @@ from quantum_orchestrator.tasks.operation import Unknown
 class Books:
     """The steps of one run."""
 
-    def __init__(self, record: RunRecord, document: InstructionSet, journal: Journal) -> None:
+    def __init__(
+        self, record: RunRecord, document: InstructionSet, journal: Journal, graph: Graph | None = None
+    ) -> None:
+        """`graph` is that of the document with the run's inputs, where somebody has built it before."""
         self.run_id = record.id
         self.journal = journal
-        self.expansion = expand(document, record.inputs)
-        self.graph = connect(self.expansion, document.order)
+        self.graph = graph or build(document, record.inputs)
+        self.expansion = self.graph.expansion
         self._positions = dict(self.graph.position)
         self.inner: dict[str, Expansion] = {}
         """What steps became while running, by their id (an error handler's under `<id>/on_error`)."""

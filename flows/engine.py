@@ -209,10 +209,11 @@ class Run:
         policy: Policy,
         runner: StepRunner | None = None,
         observers: Sequence[Observer] = (),
+        graph: Graph | None = None,
     ) -> None:
         """`record` is in the journal already; a run that was begun before goes on from what the journal holds.
 
-        Without a `runner` it can only be undone.
+        Without a `runner` it can only be undone. `graph` is the document's, if it is known.
         """
         self.id = record.id
         self.document = document
@@ -220,7 +221,7 @@ class Run:
         self.journal = workspace.journal
         self.settings = settings
         self.policy = policy
-        self.books = Books(record, document, self.journal)
+        self.books = Books(record, document, self.journal, graph)
         self.graph = self.books.graph
         self._runner = runner
         self._observers = sorted(observers, key=lambda each: not isinstance(each, ObserverOfMany))  # the log first
@@ -347,8 +348,9 @@ class Run:
             self.books.take_over()
             await self._undoing.steps(self.graph.steps[self._first_place(again) :])
             self._decisions = self.journal.decisions(self.id)
-        self.journal.update(self.id, boot_id=boot_id())
-        self._undoing.torn = False
+        if self._undoing.torn:
+            self.journal.update(self.id, boot_id=boot_id())
+            self._undoing.torn = False
 
     def _first_place(self, step_ids: Sequence[str]) -> int:
         places = [self.books.place(step_id) for step_id in step_ids]

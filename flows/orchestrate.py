@@ -59,6 +59,7 @@ from quantum_orchestrator.flows.flow_runs import (
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.keeping import keep_within
+from quantum_orchestrator.flows.plan import Graph
 from quantum_orchestrator.flows.prefect_runner import PrefectRunner
 from quantum_orchestrator.flows.recover import UNDONE, start_again
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus, error_json
@@ -97,6 +98,8 @@ class RunRequest:
     """Nothing: as the run was begun."""
     predicted: Mapping[str, Any] | None = None
     """What the plan that is run says will change; see `plan_file.predicted_json`."""
+    graph: Graph | None = None
+    """The document's with these inputs, if it has been built."""
 
 
 def new_run_id() -> str:
@@ -225,9 +228,9 @@ async def carry_on(request: RunRequest, run_id: str, *, chosen_as: str | None = 
         _refuse_to_go_on(record, opened.journal, request.root)
         if request.start_at is not None and record.status not in UNDONE:
             settings = _settings(record, request)
-            Run(record, request.document, opened.workspace, settings, policy=opened.policy).refuse_conflicts(
-                request.start_at
-            )
+            workspace, policy = opened.workspace, opened.policy
+            run = Run(record, request.document, workspace, settings, policy=policy, graph=request.graph)
+            run.refuse_conflicts(request.start_at)
         async with flow_run_again(record, request.document, request.root) as flow_run:
             return await _in_flow_run(record, request, opened, flow_run)
 
@@ -335,6 +338,7 @@ async def conduct(
         policy=opened.policy,
         runner=PrefectRunner(record.id, telling),
         observers=[*request.observers, log_to(get_run_logger()), log_file(journal.log_path(record.id))],
+        graph=request.graph,
     )
     run.observe(RunEvent(EventKind.RUN_STARTED, message=record.ui_url or "", op=record.id))
     signals.end(run)
@@ -515,7 +519,7 @@ async def _orchestrated(begun: RunRecord | None, request: RunRequest, opened: Op
         begun = _new_record(request, run_id if opened.journal.run(run_id) is None else new_run_id())
     else:
         document, inputs = restored(begun)
-        request = replace(request, document=document, inputs=inputs)
+        request = replace(request, document=document, inputs=inputs, graph=None)
     with (signals := Signals()):
         telling = Telling(begun.id, begun.set_name, request.observers)
         _, state = await conduct(begun, request, opened, signals, telling)

@@ -332,11 +332,13 @@ class Graph:
     """Steps in linear order and what each waits for; every edge points from an earlier to a later step."""
 
     def __init__(
-        self, steps: list[Step], links: Sequence[Link], effects: dict[str, Effects], groups: dict[str, list[str]]
+        self, steps: list[Step], links: Sequence[Link], effects: dict[str, Effects], expansion: Expansion
     ) -> None:
+        """`expansion` has the same steps in document order."""
         self.steps = steps
         self.effects = effects
-        self.groups = groups
+        self.expansion = expansion
+        self.groups = expansion.groups
         self.position = {step.id: number for number, step in enumerate(steps)}
         self._links = links
         neighbours = Neighbours(links)
@@ -373,7 +375,7 @@ def connect(expansion: Expansion, order: Order = Order.INFERRED) -> Graph:
     if order is Order.EXPLICIT:
         _check_unordered_writers(steps, explicit, hazards)
         hazards = []
-    return Graph(steps, [*explicit, *hazards], effects, expansion.groups)
+    return Graph(steps, [*explicit, *hazards], effects, expansion)
 
 
 def _explicit_edges(expansion: Expansion) -> list[Edge]:

@@ -130,4 +130,4 @@ class _Trial:
 
 def _reversed(graph: Graph) -> Graph:
     edges = [Edge(edge.after, edge.before, edge.reason) for edge in graph.edges]
-    return Graph(graph.steps[::-1], edges, graph.effects, graph.groups)
+    return Graph(graph.steps[::-1], edges, graph.effects, graph.expansion)
