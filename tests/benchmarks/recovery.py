@@ -33,8 +33,9 @@ from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.recover import rollback
 from tests.benchmarks.rows import Row
 from tests.crash import cases
-from tests.crash.cases import RUN, PlainRunner, in_child, prepare_forks, run_set
+from tests.crash.cases import RUN, in_child, prepare_forks, run_set
 from tests.crash.scenarios import Scenario, nothing, write
+from tests.plain_runner import PlainRunner
 
 RESUME_FLOOR, ROLLBACK_FLOOR = 0.7, 1.0
 QO = [sys.executable, "-m", "quantum_orchestrator.deployments.cli"]

@@ -37,7 +37,7 @@ from quantum_orchestrator.flows.plan import Graph
 from quantum_orchestrator.flows.priorities import best_order, makespan
 from quantum_orchestrator.flows.schedule import Priorities, ReadyQueue, longest_paths
 from tests.benchmarks.rows import Row
-from tests.crash.cases import PlainRunner
+from tests.plain_runner import PlainRunner
 
 GRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dags"
 AVERAGE_FLOOR, WORST_FLOOR = 1.05, 1.15

@@ -20,7 +20,7 @@ import stat
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,44 +30,20 @@ from quantum_orchestrator.blocks.home import workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.workspace import Workspace
-from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.document import InstructionSet
-from quantum_orchestrator.flows.engine import Attempt, Run, RunSettings
+from quantum_orchestrator.flows.engine import Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import OnFailure, RollbackTo, load_object
-from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.recover import rollback
 from quantum_orchestrator.tasks import registry
 from tests.crash.points import At, fail_at, kill_at, watch
 from tests.crash.scenarios import Scenario, git
+from tests.plain_runner import PlainRunner
 
 RUN = "r1"
 KILLED = -signal.SIGKILL
 POLICY = Policy(git_protocols=("file",))
 ENDED = ("committed", "rolled_back", "kept")
 _PR_SET_CHILD_SUBREAPER = 36
-
-
-class PlainRunner:
-    """Calls the attempt, again after a failure where the step says so: what Prefect adds is not what is killed here."""
-
-    async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
-        for _ in range(step.instruction.retries):
-            with contextlib.suppress(QuantumError):
-                return await attempt()
-        return await attempt()
-
-    async def run_batch(
-        self,
-        steps: Sequence[Any],
-        attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
-        after: Sequence[str],
-        *,
-        reuse: Callable[[], str],
-    ) -> None:
-        await attempt()
-
-    async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
-        return await work()
 
 
 @functools.cache

@@ -41,8 +41,9 @@ from quantum_orchestrator.flows.document import OnFailure
 from quantum_orchestrator.flows.engine import Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.recover import rollback
-from tests.crash.cases import POLICY, RUN, PlainRunner, in_child, points_of, snapshot
+from tests.crash.cases import POLICY, RUN, in_child, points_of, snapshot
 from tests.crash.points import kill_at
+from tests.plain_runner import PlainRunner
 
 SLOW = 20
 """Seconds after which a case counts as one that hangs."""

@@ -552,39 +552,7 @@ class TestDoctor:
         qo("doctor").exits(4).prints("✗ journal: the content abababababab… is damaged")
 
 
-PROBE = """
-import sys
-from quantum_orchestrator.deployments.cli import invoke
-code = invoke(sys.argv[1:])
-heavy = sorted({'prefect', 'anthropic', 'git', 'jsonschema'} & set(sys.modules))
-print(code, *heavy, file=sys.stderr)
-"""
-
-
-class TestStartUp:
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            ("validate", "set.json"),
-            ("plan", "set.json"),
-            ("graph", "set.json"),
-            ("ops",),
-            ("ops", "file.edit"),
-            ("schema",),
-            ("status",),
-            ("history",),
-            ("show",),
-            ("diff",),
-            ("logs",),
-            ("doctor",),
-        ],
-        ids=" ".join,
-    )
-    def test_neither_prefect_nor_anthropic_is_imported(self, qo: Qo, arguments: tuple[str, ...]) -> None:
-        qo.set(NOTE, LOUD)
-        done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True)
-        assert not {"prefect", "anthropic"} & set(done.stderr.splitlines()[-1].split())
-
+class TestAReaderThatGoesAway:
     def test_a_reader_that_has_gone_is_not_worth_a_word(self, qo: Qo) -> None:
         command = f"{sys.executable} -m quantum_orchestrator.deployments.cli schema | head -c 1"
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)

@@ -31,9 +31,10 @@ from quantum_orchestrator.flows.instruction_set import load
 from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.recover import start_again
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepResult
+from tests.plain_runner import PlainRunner
 
 
-class PlainRunner:
+class Runner(PlainRunner):
     """Calls the attempt, again after a failure; ends it at the time-out as Prefect does, by cancelling it."""
 
     def __init__(self) -> None:
@@ -49,11 +50,11 @@ class PlainRunner:
         reuse: Callable[[], str],
     ) -> None:
         self.batches.append([step.id for step in steps])
-        await attempt()
+        await super().run_batch(steps, attempt, after, reuse=reuse)
 
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         self.undone.append(name)
-        return await work()
+        return await super().undo(name, work)
 
     async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
         for number in range(step.instruction.retries + 1):
@@ -77,7 +78,7 @@ class Bench:
         self.events: list[RunEvent] = []
         self.watch: Callable[[Run, RunEvent], None] = lambda _run, _event: None
         self.last: Run
-        self.runner = PlainRunner()
+        self.runner = Runner()
         self.policy = Policy()
         self.batch_from = BATCH_FROM
 

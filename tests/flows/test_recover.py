@@ -15,7 +15,7 @@ import pytest
 from effort import ordinarily
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_engine import Bench, PlainRunner, fail, shell, write
+from test_engine import Bench, Runner, fail, shell, write
 
 from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError, WorkspaceBusy
@@ -398,7 +398,7 @@ def test_an_interrupt_does_not_wait_for_a_further_attempt(bench: Bench) -> None:
 def test_an_interrupt_does_not_wait_for_a_runner_that_waits(bench: Bench) -> None:
     """As Prefect does between two attempts."""
 
-    class Patient(PlainRunner):
+    class Patient(Runner):
         async def run(self, *_arguments: Any, **_keywords: Any) -> Any:
             await asyncio.sleep(60)
 
@@ -548,7 +548,7 @@ def test_secrets_are_masked_wherever_they_would_be_seen(bench: Bench, text: str)
 def test_what_prefect_is_given_of_a_failure_does_not_say_a_secret(bench: Bench) -> None:
     raised: list[BaseException] = []
 
-    class Noting(PlainRunner):
+    class Noting(Runner):
         async def run(self, *arguments: Any, **keywords: Any) -> Any:
             try:
                 return await super().run(*arguments, **keywords)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,9 +33,8 @@ from quantum_orchestrator.blocks.paths import check_path
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import Change, Entry, Kind, Overlay, Tree, ancestors, is_within
 from quantum_orchestrator.blocks.workspace import Workspace
-from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.document import InstructionSet
-from quantum_orchestrator.flows.engine import Attempt, Outcome, Run, RunSettings
+from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import InvalidSet, load
 from quantum_orchestrator.flows.judge import STARTS_PROGRAMS
 from quantum_orchestrator.flows.plan import Graph, build, resolved_parameters, values_of
@@ -44,6 +43,7 @@ from quantum_orchestrator.flows.results import RunStatus, StepStatus
 from quantum_orchestrator.flows.schema import document_schema
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import AnyOperation, Context, Effects
+from tests.plain_runner import PlainRunner
 
 OPERATIONS = registry.every()
 of_every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(OPERATIONS))
@@ -185,26 +185,6 @@ def as_state(entry: Entry | None) -> tuple[Kind, int, str] | None:
 def differences(before: State, after: State) -> dict[str, tuple[Kind, int, str] | None]:
     """Each path that is not what it was, with what is there now."""
     return {path: after.get(path) for path in sorted(before | after) if before.get(path) != after.get(path)}
-
-
-class PlainRunner:
-    """Calls the attempt, once: what Prefect makes of it is tested where Prefect is."""
-
-    async def run_batch(
-        self,
-        steps: Sequence[Any],
-        attempt: Callable[[], Awaitable[Mapping[str, Outputs]]],
-        after: Sequence[str],
-        *,
-        reuse: Callable[[], str],
-    ) -> None:
-        await attempt()
-
-    async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
-        return await work()
-
-    async def run(self, step: Any, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
-        return await attempt()
 
 
 class Bench:
