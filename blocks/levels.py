@@ -9,7 +9,7 @@
 
 Programs run at the lowest level that is enough, and works: what they need is said by the policy and by how far their
 set is trusted. Those of trusted sets count on their caller's tools, caches and network, which higher levels take from
-them, and thousands of them start in a fifth of the time. Invariant: nothing falls back to a level below what is needed.
+them, and start in a seventh of the time. Invariant: nothing falls back to a level below what is needed.
 """
 
 from __future__ import annotations

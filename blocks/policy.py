@@ -127,7 +127,7 @@ SETTINGS = (
     Setting("limits", "seconds", Kind.LIMIT, 0, "the time that it may take"),
     Setting("approvals", "operations", Kind.ASK, (), "operations that need an approval, each time"),
     Setting("approvals", "files", Kind.ASK, (), "files that need an approval when they change"),
-    Setting("sandbox", "require", Kind.LEVEL, 0, "scripts below this level of the sandbox are refused"),
+    Setting("sandbox", "require", Kind.LEVEL, 0, "scripts run at this level of the sandbox at least, or are refused"),
     Setting("snapshot", "exclude", Kind.FOLDERS, CACHES, "folders that no snapshot and no diff looks into", own=True),
     Setting("journal", "keep_days", Kind.NUMBER, 90, "for how long a run that has ended can be undone", own=True),
     Setting("journal", "keep_runs", Kind.NUMBER, 500, "for how many runs", own=True),

@@ -50,6 +50,10 @@ def test_the_python_that_runs_this_is_there(processes: Processes, tmp_path: Path
     assert (done.stdout, done.stderr) == (b"0\n", b"")
 
 
+def test_no_descriptor_of_the_engine_reaches_it(processes: Processes, tmp_path: Path) -> None:
+    assert shell(processes, "ls /proc/self/fd", tmp_path).stdout == b"0\n1\n2\n3\n"
+
+
 def test_a_program_that_is_known_to_change_nothing_cannot(tmp_path: Path) -> None:
     reading = Processes(require=3, root=tmp_path, tied=False)
     assert shell(reading, "echo x > made", tmp_path).exit_code != 0

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from quantum_orchestrator.blocks import bubblewrap, landlock
 from quantum_orchestrator.blocks.levels import Level, why_not
 
 ROOT = Path(__file__).parents[2]
-NOBODY = 65534
+OTHERS = 64000
 LEVELS = (Level.LIMITS, Level.LANDLOCK, Level.BUBBLEWRAP)
 OPEN, BLOCKED, ROOTS, DEPENDS = "open", "blocked", "open to root", "depends"
 """Open to root: only root may do it at all. Depends: on settings of the machine, and not asserted."""
@@ -88,24 +87,8 @@ print(json.dumps({
 """
 
 
-@dataclass(frozen=True)
-class User:
-    """Who attacks: the id to change to, if any, and a Python that he can execute."""
-
-    name: str
-    change: int | None
-    python: str
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """For subprocess."""
-        return {} if self.change is None else {"user": self.change, "group": self.change, "extra_groups": []}
-
-
-def users() -> list[User]:
-    if os.geteuid() != 0:
-        return [User("another user", None, sys.executable)]
-    return [User("root", None, sys.executable), User("another user", NOBODY, "")]
+ROOT_USER, OTHER_USER = "root", "another user"
+USERS = (ROOT_USER, OTHER_USER) if os.geteuid() == 0 else (OTHER_USER,)
 
 
 @cache
@@ -118,6 +101,11 @@ def python_of(identity: int) -> str:
             continue
         return place
     pytest.skip("no Python that another user can execute: proven for root alone")
+
+
+def identity_of(user: str, level: Level) -> int | None:
+    """The user id to change to. One for each level, as the kernel counts processes by user, and tests run at once."""
+    return OTHERS + level if user == OTHER_USER and os.geteuid() == 0 else None
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +125,16 @@ def package() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("user", users(), ids=lambda user: user.name)
+@pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name.lower())
-def test_what_gets_through_is_what_the_table_says(user: User, level: Level, package: Path) -> None:
+def test_what_gets_through_is_what_the_table_says(user: str, level: Level, package: Path) -> None:
     if why_not(level):
         pytest.skip(f"proven for the other levels alone: {why_not(level)}")
     with tempfile.TemporaryDirectory(prefix="qo-escapes-", ignore_cleanup_errors=True) as folder:
         root, outside = Path(folder) / "workspace", Path(folder) / "outside"
-        prepare(root, outside, user)
-        found = attacked(user, level, root, outside, package)
+        identity = identity_of(user, level)
+        prepare(root, outside, identity)
+        found = attacked(identity, level, root, outside, package)
         assert (root / ".git/hooks/pre-commit").exists() is (TABLE["write to .git/hooks"][level - 1] is not BLOCKED)
         assert (outside / "planted").exists() is (TABLE["write a file outside"][level - 1] is not BLOCKED)
     expected = {name: outcome(verdicts[level - 1], user) for name, verdicts in TABLE.items()}
@@ -154,27 +143,28 @@ def test_what_gets_through_is_what_the_table_says(user: User, level: Level, pack
     assert set(found) == set(TABLE)
 
 
-def outcome(verdict: str, user: User) -> str:
+def outcome(verdict: str, user: str) -> str:
     if verdict is ROOTS:
-        return OPEN if user.name == "root" else BLOCKED
+        return OPEN if user == ROOT_USER else BLOCKED
     return verdict
 
 
-def prepare(root: Path, outside: Path, user: User) -> None:
+def prepare(root: Path, outside: Path, identity: int | None) -> None:
     (root / ".git/hooks").mkdir(parents=True)
     outside.mkdir()
     shutil.copyfile(Path(__file__).with_name("attacks.py"), root / "attacks.py")
     for name in ("victim", "private"):
         (outside / name).write_text("private")
         (outside / name).chmod(0o600)
-    if user.change is not None:
+    if identity is not None:
         for place in (root.parent, *root.parent.rglob("*")):
-            os.chown(place, user.change, user.change)
+            os.chown(place, identity, identity)
 
 
-def attacked(user: User, level: Level, root: Path, outside: Path, package: Path) -> dict[str, str]:
+def attacked(identity: int | None, level: Level, root: Path, outside: Path, package: Path) -> dict[str, str]:
     """What became of each attack, as the attacker and the engine see it."""
-    python = user.python or python_of(NOBODY)
+    python = sys.executable if identity is None else python_of(identity)
+    other = {} if identity is None else {"user": identity, "group": identity, "extra_groups": []}
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
     ended = subprocess.run(
         [python, "-c", ENGINE, str(int(level)), str(root), str(outside)],
@@ -183,7 +173,7 @@ def attacked(user: User, level: Level, root: Path, outside: Path, package: Path)
         check=False,
         cwd="/",
         env={**environment, "QO_ESCAPE_TOKEN": "s3cret"},
-        **user.identity,  # type: ignore[call-overload]
+        **other,  # type: ignore[call-overload]
     )
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
