@@ -56,10 +56,12 @@ if TYPE_CHECKING:
     from quantum_orchestrator.blocks.journal import Journal, RunRecord
     from quantum_orchestrator.deployments.display import Progress
     from quantum_orchestrator.deployments.json_stream import JsonStream
+    from quantum_orchestrator.flows.attempts import Observer
     from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure
-    from quantum_orchestrator.flows.orchestrate import RunRequest
     from quantum_orchestrator.flows.plan import Graph
     from quantum_orchestrator.flows.plan_file import PlanFile
+    from quantum_orchestrator.flows.requests import RunRequest
+    from quantum_orchestrator.flows.results import RunEvent
     from quantum_orchestrator.flows.reusing import Wishes
 
 Failure = Literal["rollback", "keep", "pause"]
@@ -253,6 +255,8 @@ class Conductor:
 
         if self.options.yes and document.trust is Trust.UNTRUSTED:
             self.screen.warn("the set is untrusted: its approvals are not given in advance")
+        if document.cache and plan is None and (report := self._unchanged(document, inputs, graph)) is not None:
+            return self.finish(report)
         connect(self.screen)
         from quantum_orchestrator.flows.orchestrate import run_set
 
@@ -267,6 +271,28 @@ class Conductor:
             predicted = None if plan is None else plan.predicted
             report = asyncio.run(run_set(replace(request, predicted=predicted, reuse=self.options.wishes)))
         return self.finish(report)
+
+    def _unchanged(self, document: InstructionSet, inputs: Mapping[str, Any], graph: Graph) -> dict[str, Any] | None:
+        """The document of the run, if it is over already, as nothing has to be done."""
+        from quantum_orchestrator.flows.requests import RunRequest
+        from quantum_orchestrator.flows.unchanged import run_unchanged
+
+        told: list[RunEvent] = []
+        wishes = self.options.wishes
+        request = RunRequest(
+            document, inputs, self.root, source=self.source, reuse=wishes, graph=graph, observers=[told.append]
+        )
+        report = run_unchanged(request)
+        if report is not None:
+            self.screen.note(f"nothing to do for {document.name!r} in {self.root}: {plural(len(told) - 2, 'step')}")
+            with self._streaming(document, graph), self._display(graph) as progress:
+                for event in told:
+                    for observe in self._observers(progress):
+                        observe(event)
+        return report
+
+    def _observers(self, progress: Progress) -> list[Observer]:
+        return [progress.observe, *([self.stream.observe] if self.stream else [])]
 
     def go_on(self, record: RunRecord, before: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Go on with a run that waited or died; its document. `before` is called when nothing can fail any more."""
@@ -301,7 +327,7 @@ class Conductor:
     def _request(
         self, document: InstructionSet, inputs: Mapping[str, Any], graph: Graph, progress: Progress
     ) -> RunRequest:
-        from quantum_orchestrator.flows.orchestrate import RunRequest
+        from quantum_orchestrator.flows.requests import RunRequest
 
         return RunRequest(
             document,
@@ -315,7 +341,7 @@ class Conductor:
             source=self.source,
             ask=progress.ask if self.may_ask else None,
             on_wait=partial(self._wait_for, progress),
-            observers=[progress.observe, *([self.stream.observe] if self.stream else [])],
+            observers=self._observers(progress),
             graph=graph,
         )
 

@@ -14,12 +14,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
 from prefect import flow, get_run_logger
@@ -29,19 +28,16 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.urls import url_for
 
 from quantum_orchestrator.blocks import machine
-from quantum_orchestrator.blocks.audit import current_actor
 from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, UsageError, WorkspaceBusy
 from quantum_orchestrator.blocks.holdings import when_pruned
 from quantum_orchestrator.blocks.home import home, policy_path, refuse_own_run, workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
-from quantum_orchestrator.blocks.levels import Level, level_for
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.profile import Measured, Profile
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
-from quantum_orchestrator.flows.attempts import Observer
 from quantum_orchestrator.flows.auditing import RunAudit
-from quantum_orchestrator.flows.document import InstructionSet, OnFailure, RollbackTo, Trust
+from quantum_orchestrator.flows.document import InstructionSet, OnFailure, RollbackTo
 from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings, boot_at_work
 from quantum_orchestrator.flows.estimates import Estimates, places_of
 from quantum_orchestrator.flows.flow_runs import (
@@ -59,52 +55,21 @@ from quantum_orchestrator.flows.flow_runs import (
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.keeping import keep_within
-from quantum_orchestrator.flows.plan import Graph
 from quantum_orchestrator.flows.prefect_runner import PrefectRunner
 from quantum_orchestrator.flows.recover import UNDONE, start_again
+from quantum_orchestrator.flows.requests import RunRequest, new_record, new_run_id, sandbox_level
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus, error_json
 from quantum_orchestrator.flows.reusing import Wishes
 from quantum_orchestrator.flows.run_diff import of_run
+from quantum_orchestrator.flows.run_log import LogFile
 from quantum_orchestrator.flows.signals import Signals
-from quantum_orchestrator.flows.telling import TELLING_SECONDS, Telling, log_file, log_to, pages
+from quantum_orchestrator.flows.telling import TELLING_SECONDS, Telling, log_to, pages
 
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 0.05
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 GOES_ON = (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.AWAITING_APPROVAL, RunStatus.KEPT)
 """Runs whose effects stand, so far: what had ended is not run again."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What somebody wants run: a valid set, its resolved inputs, where, and how."""
-
-    document: InstructionSet
-    inputs: Mapping[str, Any]
-    root: Path
-    parallel: int | None = None
-    on_failure: OnFailure | None = None
-    approve: bool = False
-    wait: bool = True
-    actor: str = field(default_factory=current_actor)
-    source: str = ""
-    """Where the set comes from, for the audit: a file, `<stdin>`, a deployment."""
-    ask: Callable[[str, str], bool | None] | None = None
-    on_wait: Callable[[str], None] = lambda _holder: None
-    observers: Sequence[Observer] = field(default_factory=tuple)
-    start_at: str | None = None
-    """A step from which on everything runs again, of a run that is gone on with."""
-    reuse: Wishes | None = None
-    """Nothing: as the run was begun."""
-    predicted: Mapping[str, Any] | None = None
-    """What the plan that is run says will change; see `plan_file.predicted_json`."""
-    graph: Graph | None = None
-    """The document's with these inputs, if it has been built."""
-
-
-def new_run_id() -> str:
-    """A readable id that sorts by time: `20260102-030405-1a2b3c`."""
-    return time.strftime("%Y%m%d-%H%M%S") + "-" + uuid4().hex[:6]
 
 
 # Opening a workspace.
@@ -202,7 +167,7 @@ async def run_set(request: RunRequest) -> dict[str, Any]:
     """Run a set in this process as a flow run of its own; the public document of the run."""
     async with locked(request.root, wait=request.wait, on_wait=request.on_wait) as opened:
         refuse_unfinished(opened.journal, request.root)
-        record = _new_record(request, new_run_id())
+        record = new_record(request)
         async with new_flow_run(record, request.document, request.root) as flow_run:
             return await _in_flow_run(record, request, opened, flow_run)
 
@@ -249,25 +214,6 @@ def _refuse_to_go_on(record: RunRecord, journal: Journal, root: Path) -> None:
 def restored(record: RunRecord) -> tuple[InstructionSet, dict[str, Any]]:
     """A recorded run's set and inputs."""
     return InstructionSet.model_validate(record.document), dict(record.inputs)
-
-
-def _new_record(request: RunRequest, run_id: str) -> RunRecord:
-    return RunRecord(
-        id=run_id,
-        set_name=request.document.name,
-        status=RunStatus.RUNNING.value,
-        document=request.document.model_dump(by_alias=True, mode="json", exclude_unset=True),
-        inputs=dict(request.inputs),
-        options={
-            "parallel": request.parallel,
-            "on_failure": request.on_failure,
-            "actor": request.actor,
-            "reuse": None if request.reuse is None else asdict(request.reuse),
-        },
-        started_at=time.time(),
-        pid=os.getpid(),
-        predicted=request.predicted,
-    )
 
 
 async def _in_flow_run(
@@ -324,7 +270,7 @@ async def conduct(
     """
     journal, flow_run = opened.journal, current_flow_run()
     await signals.take()
-    options = {**record.options, "sandbox": _sandbox_level(record, request.document.trust, opened.policy)}
+    options = {**record.options, "sandbox": sandbox_level(record, request.document.trust, opened.policy)}
     ui_url = url_for("flow-run", obj_id=flow_run.id)
     record = replace(record, flow_run_id=str(flow_run.id), ui_url=ui_url, options=options)
     audit = RunAudit(record, request.root)
@@ -337,7 +283,7 @@ async def conduct(
         replace(_settings(record, request), decided=partial(audit.decided, actor=request.actor)),
         policy=opened.policy,
         runner=PrefectRunner(record.id, telling),
-        observers=[*request.observers, log_to(get_run_logger()), log_file(journal.log_path(record.id))],
+        observers=[*request.observers, log_to(get_run_logger()), LogFile(journal.log_path(record.id))],
         graph=request.graph,
     )
     run.observe(RunEvent(EventKind.RUN_STARTED, message=record.ui_url or "", op=record.id))
@@ -378,13 +324,6 @@ def _begin_or_go_on(record: RunRecord, journal: Journal, request: RunRequest, au
         options=record.options,
     )
     return known.status == RunStatus.RUNNING
-
-
-def _sandbox_level(record: RunRecord, trust: Trust, policy: Policy) -> int:
-    """The lowest level that any script of the run has run at, or will. The sets that it calls are trusted no more."""
-    chosen = policy.for_untrusted() if trust is Trust.UNTRUSTED else policy
-    earlier: int = record.options.get("sandbox", Level.OVERLAY)  # what went before a resume
-    return min(int(level_for(chosen.sandbox_require)), earlier)
 
 
 def _settings(record: RunRecord, request: RunRequest) -> RunSettings:
@@ -516,7 +455,9 @@ async def _orchestrated(begun: RunRecord | None, request: RunRequest, opened: Op
     if begun is None:
         refuse_unfinished(opened.journal, request.root)
         run_id = current_flow_run().name
-        begun = _new_record(request, run_id if opened.journal.run(run_id) is None else new_run_id())
+        begun = new_record(request)
+        if opened.journal.run(run_id) is None:
+            begun = replace(begun, id=run_id)
     else:
         document, inputs = restored(begun)
         request = replace(request, document=document, inputs=inputs, graph=None)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -131,36 +128,3 @@ def log_to(logger: Any) -> Observer:
             logger.info("%s %s", event.kind.value.replace("_", " "), event.message)
 
     return observe
-
-
-def log_file(path: Path) -> Observer:
-    """One line an event, for `qo logs`."""
-
-    return LogFile(path)
-
-
-class LogFile:
-    """Writes one line an event, those that come together at once."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __call__(self, event: RunEvent) -> None:
-        """See attempts.Observer."""
-        self.many([event])
-
-    def many(self, events: Sequence[RunEvent]) -> None:
-        """See attempts.ObserverOfMany."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%S")
-        text = "".join(_line(now, event) for event in events)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, text.encode(errors="replace"))
-        finally:
-            os.close(descriptor)
-
-
-def _line(now: str, event: RunEvent) -> str:
-    outcome = f" {event.status}" if event.status else ""
-    line = f"{now} {event.kind.value}{outcome} {event.step} {event.message}".rstrip()
-    return line.replace("\n", "\\n") + "\n"

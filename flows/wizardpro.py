@@ -54,7 +54,7 @@ from quantum_orchestrator.flows.wizardpro_actions import (
 if TYPE_CHECKING:
     from quantum_orchestrator.blocks.journal import Journal, RunRecord
     from quantum_orchestrator.flows.attempts import Observer
-    from quantum_orchestrator.flows.orchestrate import RunRequest
+    from quantum_orchestrator.flows.requests import RunRequest
 
 __all__ = ["NO_INPUT", "Block", "looks_old", "read_block", "reply_for_problem", "reply_line", "run_block", "translate"]
 
@@ -401,7 +401,8 @@ class _BlockRun:
         return self._signed(action, record, report, approved, time.monotonic() - started)
 
     def _request_for(self, record: RunRecord) -> RunRequest:
-        from quantum_orchestrator.flows.orchestrate import RunRequest, restored
+        from quantum_orchestrator.flows.orchestrate import restored
+        from quantum_orchestrator.flows.requests import RunRequest
 
         document, inputs = restored(record)
         return RunRequest(document, inputs, self.root, observers=self.observers)
@@ -448,7 +449,8 @@ class _BlockRun:
     # The block's own run.
 
     async def _run_set(self, answered: Mapping[int, SignOff]) -> Answer:
-        from quantum_orchestrator.flows.orchestrate import RunRequest, run_set
+        from quantum_orchestrator.flows.orchestrate import run_set
+        from quantum_orchestrator.flows.requests import RunRequest
 
         sentences = {number: signed.sentence for number, signed in answered.items()}
         document = translate(self.block, self.values, roots=roots_of(self.root), answered=sentences)

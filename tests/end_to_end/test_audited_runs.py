@@ -57,7 +57,8 @@ def test_a_failure_and_an_approval_in_advance_are_on_record(qo: Qo) -> None:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_where_nothing_can_be_put_on_record_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantum_orchestrator.flows.orchestrate import RunRequest, open_journal, run_set
+    from quantum_orchestrator.flows.orchestrate import open_journal, run_set
+    from quantum_orchestrator.flows.requests import RunRequest
 
     def refuse(*_: object, **__: object) -> None:
         raise StateError("the audit cannot be written: No space left on device")

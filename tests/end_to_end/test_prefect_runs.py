@@ -31,7 +31,8 @@ SET: dict[str, Any] = {
 
 
 def run(document: Mapping[str, Any], root: Path, **options: Any) -> dict[str, Any]:
-    from quantum_orchestrator.flows.orchestrate import RunRequest, run_set
+    from quantum_orchestrator.flows.orchestrate import run_set
+    from quantum_orchestrator.flows.requests import RunRequest
 
     loaded = load(json.dumps(document).encode())
     return asyncio.run(run_set(RunRequest(loaded, resolve_inputs(loaded, {}), root, **options)))
@@ -131,7 +132,8 @@ def test_prefects_time_out_ends_the_step(tmp_path: Path) -> None:
 
 
 def test_an_approval_pauses_the_flow_run_which_then_goes_on(tmp_path: Path) -> None:
-    from quantum_orchestrator.flows.orchestrate import RunRequest, carry_on, open_journal, restored
+    from quantum_orchestrator.flows.orchestrate import carry_on, open_journal, restored
+    from quantum_orchestrator.flows.requests import RunRequest
 
     approval = {"id": "ok", "op": "approval", "with": {"message": "go on?"}}
     last = {"id": "z", "op": "file.write", "with": {"path": "z.txt", "content": "z\n"}}
@@ -153,7 +155,8 @@ def test_an_approval_pauses_the_flow_run_which_then_goes_on(tmp_path: Path) -> N
 
 def test_a_run_that_died_before_it_knew_its_flow_run_gets_another(tmp_path: Path) -> None:
     from quantum_orchestrator.blocks.journal import RunRecord
-    from quantum_orchestrator.flows.orchestrate import RunRequest, carry_on, open_journal, restored
+    from quantum_orchestrator.flows.orchestrate import carry_on, open_journal, restored
+    from quantum_orchestrator.flows.requests import RunRequest
 
     journal = open_journal(tmp_path)
     journal.begin(RunRecord("died", SET["name"], "running", SET, {}, {}, time.time()))
@@ -189,7 +192,8 @@ def test_the_deployable_flow_takes_a_set_as_a_parameter_with_a_form(tmp_path: Pa
 
 
 def test_runs_in_different_workspaces_run_side_by_side(tmp_path: Path) -> None:
-    from quantum_orchestrator.flows.orchestrate import RunRequest, run_set
+    from quantum_orchestrator.flows.orchestrate import run_set
+    from quantum_orchestrator.flows.requests import RunRequest
 
     loaded = load(json.dumps(SET).encode())
     roots = [tmp_path / name for name in ("one", "two")]

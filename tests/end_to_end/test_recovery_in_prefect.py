@@ -237,7 +237,8 @@ class TestAFlowRunThatIsExecutedAgain:
 def test_retries_that_the_user_has_set_for_every_flow_are_made(root: Path) -> None:
     from prefect.settings import PREFECT_FLOW_DEFAULT_RETRIES, temporary_settings
 
-    from quantum_orchestrator.flows.orchestrate import RunRequest, run_set
+    from quantum_orchestrator.flows.orchestrate import run_set
+    from quantum_orchestrator.flows.requests import RunRequest
 
     document = load(json.dumps(a_set(APPEND, SECOND_TRY)).encode())
     with temporary_settings({PREFECT_FLOW_DEFAULT_RETRIES: 1}):
@@ -249,7 +250,8 @@ def test_retries_that_the_user_has_set_for_every_flow_are_made(root: Path) -> No
 
 
 def test_a_run_that_was_undone_while_somebody_waited_to_go_on_with_it_is_not_begun_again(root: Path) -> None:
-    from quantum_orchestrator.flows.orchestrate import RunRequest, carry_on, run_set
+    from quantum_orchestrator.flows.orchestrate import carry_on, run_set
+    from quantum_orchestrator.flows.requests import RunRequest
 
     document = load(json.dumps(a_set(APPEND, SECOND_TRY)).encode())
     request = RunRequest(document, resolve_inputs(document, {}), root)
@@ -259,7 +261,8 @@ def test_a_run_that_was_undone_while_somebody_waited_to_go_on_with_it_is_not_beg
 
 
 def test_a_run_that_was_undone_can_be_begun_again_in_its_flow_run(root: Path) -> None:
-    from quantum_orchestrator.flows.orchestrate import RunRequest, carry_on, run_set
+    from quantum_orchestrator.flows.orchestrate import carry_on, run_set
+    from quantum_orchestrator.flows.requests import RunRequest
 
     document = load(json.dumps(a_set(APPEND, SECOND_TRY)).encode())
     request = RunRequest(document, resolve_inputs(document, {}), root)

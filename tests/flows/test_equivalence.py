@@ -319,7 +319,8 @@ def test_a_real_run_leaves_what_the_plan_predicts(
     document: InstructionSet, tree: MemoryTree, prefect_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Over real folders, the journal and Prefect; byte for byte, modes included."""
-    from quantum_orchestrator.flows.orchestrate import RunRequest, run_set
+    from quantum_orchestrator.flows.orchestrate import run_set
+    from quantum_orchestrator.flows.requests import RunRequest
 
     root = tmp_path_factory.mktemp("workspace")
     fill(root, tree)
