@@ -13,14 +13,17 @@ LEAST_NOISE = 0.1  # few repetitions may agree by chance
 
 
 def compared(before: Result, after: Result) -> Iterator[str]:
-    """A line for each row that both have, then what only one of them has."""
+    """A line for each row that either has, and how many have become slower."""
     old, new = _by_key(before.rows), _by_key(after.rows)
-    yield f"{before.commit[:12]} of {before.date} → {after.commit[:12]} of {after.date}"
+    yield f"{before.commit} of {before.date} → {after.commit} of {after.date}"
+    told = []
     for key, row in new.items():
         if key in old:
+            told.append(verdict(old[key], row))
             yield _line(old[key], row)
-    yield from (f"{_name(old[key])}: only before" for key in old.keys() - new.keys())
-    yield from (f"{_name(new[key])}: only after" for key in new.keys() - old.keys())
+    yield from (f"{_name(row)}: only before" for key, row in old.items() if key not in new)
+    yield from (f"{_name(row)}: only after" for key, row in new.items() if key not in old)
+    yield ", ".join(f"{told.count(each)} {each}" for each in dict.fromkeys(told)) or "no row in common"
 
 
 def change(before: Row, after: Row) -> float | None:
@@ -33,12 +36,21 @@ def change(before: Row, after: Row) -> float | None:
 
 
 def verdict(before: Row, after: Row) -> str:
-    """Slower or quicker, if by more than the noise of both; `as before` otherwise."""
+    """Slower or quicker, if by more than the noise of both."""
     factor = change(before, after)
     if factor is None:
-        return "failed now" if after.ours is None else "failed before"
-    beyond = 1 + max(LEAST_NOISE, before.noise + after.noise)
-    return "slower !" if factor > beyond else "quicker" if factor < 1 / beyond else "as before"
+        return "failed" if after.ours is None and before.ours is None else _failed(after)
+    beyond = 1 + noise(before, after)
+    return "slower !" if factor > beyond else "quicker" if factor < 1 / beyond else "within noise"
+
+
+def _failed(after: Row) -> str:
+    return "failed now !" if after.ours is None else "failed before"
+
+
+def noise(before: Row, after: Row) -> float:
+    """How much the repetitions of both differed among themselves, but no less than a little."""
+    return max(LEAST_NOISE, before.noise + after.noise)
 
 
 def _by_key(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
@@ -47,8 +59,11 @@ def _by_key(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
 
 def _line(before: Row, after: Row) -> str:
     factor = change(before, after)
-    times = "" if factor is None else f"{before.ours:.3f} → {after.ours:.3f} {after.unit}, × {factor:.2f}: "
-    return f"{_name(after)}: {times}{verdict(before, after)}"
+    if factor is None:
+        return f"{_name(after)}: {verdict(before, after)}"
+    ratios = "" if before.ratio is None or after.ratio is None else f", ratio {before.ratio:.2f} → {after.ratio:.2f}"
+    times = f"{before.ours:.3f} → {after.ours:.3f} {after.unit}{ratios}, × {factor:.2f}"
+    return f"{_name(after)}: {times} (noise {noise(before, after):.0%}): {verdict(before, after)}"
 
 
 def _name(row: Row) -> str:

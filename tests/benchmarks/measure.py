@@ -7,7 +7,6 @@ QO_HOME in its environment. Linux only, by /proc.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
-_SAMPLING = 0.1  # seconds between two looks at the memory
+_SAMPLING = (0.01, 0.2)  # seconds between two looks at the memory: at first, and at most
 _QUIET = 0.06  # share of a processor below which services count as idle
 
 
@@ -55,6 +54,7 @@ def run(
     """Run it to its end, or to the limit. `memory_of`: the QO_HOME whose processes count for the memory, too."""
     log = folder.parent / f"{folder.name}.log"
     ours, theirs = os.openpty() if terminal else (None, os.open(log, os.O_WRONLY | os.O_CREAT, 0o600))
+    memory = _Memory(memory_of)
     began = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -66,14 +66,17 @@ def run(
         start_new_session=True,
     )
     os.close(theirs)
-    with _Memory(process.pid, memory_of) as memory:
-        first, said = _listened(ours, began, limit) if ours is not None else (None, "")
-        stopped = not _ended(process, max(0.0, began + limit - time.monotonic()))
-        if stopped:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        _, status, usage = os.wait4(process.pid, 0)
-        took = time.monotonic() - began
+    stopped = True
+    with memory.of(process.pid):
+        try:
+            first, said = _listened(ours, began, limit) if ours is not None else (None, "")
+            stopped = not _ended(process, max(0.0, began + limit - time.monotonic()))
+        finally:  # whoever interrupts us as well
+            if stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            _, status, usage = os.wait4(process.pid, 0)
+            took = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     said = said or log.read_text(errors="replace")[-2000:]
     code = None if stopped else process.returncode
@@ -105,31 +108,38 @@ def _listened(terminal: int, began: float, limit: float) -> tuple[float | None, 
 
 
 class _Memory:
-    """The most memory that the processes have had together, each page counted once (PSS)."""
+    """The most memory that a command's processes have had together, each page counted once (PSS).
 
-    def __init__(self, pid: int, home: Path | None) -> None:
+    Those of its QO_HOME count as well, but for what was there before it began: a Prefect server is not the run's.
+    """
+
+    def __init__(self, home: Path | None) -> None:
         self.most = 0.0
-        self._pid = pid
         self._home = home
+        self._without = set(serving(home)) if home is not None else set()
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> _Memory:
-        if self._home is not None:
-            self._thread.start()
-        return self
+    @contextlib.contextmanager
+    def of(self, pid: int) -> Iterator[None]:
+        if self._home is None:
+            yield
+            return
+        thread = threading.Thread(target=self._watch, args=(pid, self._home))
+        thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            thread.join()
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if self._home is not None:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        assert self._home is not None
-        without = _below(_server_of(self._home))
-        while not self._done.wait(_SAMPLING):
-            pids = (_below([self._pid]) | set(serving(self._home))) - without
+    def _watch(self, pid: int, home: Path) -> None:
+        began = time.monotonic()
+        while True:
+            pids = (_below([pid]) | set(serving(home))) - self._without
             self.most = max(self.most, sum(map(_proportional, pids)) / 1000)
+            least, most = _SAMPLING
+            if self._done.wait(min(most, max(least, (time.monotonic() - began) / 20))):
+                return
 
 
 def _proportional(pid: int) -> int:
@@ -138,13 +148,6 @@ def _proportional(pid: int) -> int:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("Pss:")))
     return 0
-
-
-def _server_of(home: Path) -> Sequence[int]:
-    """Our Prefect server: its memory is not the run's."""
-    with contextlib.suppress(OSError, ValueError):
-        return [int(json.loads((home / "server/server.json").read_text())["pid"])]
-    return []
 
 
 def _below(roots: Collection[int]) -> set[int]:

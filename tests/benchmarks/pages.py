@@ -5,17 +5,29 @@ Made from docs/benchmarks.json and from nothing else, so that they can be made a
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.benchmarks.peers import environments
-from tests.benchmarks.peers.catalogue import PEERS, PROGRAMS
-from tests.benchmarks.rows import HEADINGS, Result, Row, cells, quantity
+from tests.benchmarks.obstacles import obstacle
+from tests.benchmarks.peers.catalogue import PEERS
+from tests.benchmarks.plot import svg
+from tests.benchmarks.rows import Result, Row, beside_of, cells, quantity, spread
 
 REFRESH = "./run python -m tests.benchmarks all --write-docs"
 BEGIN, END = f"<!-- made by {REFRESH} -->", "<!-- end -->"
 ESSENTIAL = ("Prefect", "DBOS", "Snakemake", "Dagster", "doit", "make", "bare loop, one syncfs")
+HOW = """
+Whole processes, wall time, medians; in brackets how many repetitions there were and how far they lie apart. The order
+of the programs turns with each repetition, each has a new folder, and the files and their bytes are checked afterwards
+(`/bin/true` leaves nothing that could be); a second run must not have written a file again. Two jobs at a time where
+a program has the choice. Programs and their libraries are in the page cache, and compiled. A program that fails, or
+was stopped at its time limit (`>`), says so; one that would take minutes was given less of the work, and its time is
+scaled (`≈`): what one item takes, and the rest in proportion, which is in its favour where it grows faster than that.
+
+Ours is `qo run` with its journal on, the local Prefect server and the warm service running; `qo, no service` is the
+same with `QO_SERVICE=off`. *Ratio* is ours by theirs, *target* the most that it should be, *floor* the same work by
+a bare Python loop that is as durable (write, rename, one `syncfs`), and of P8 a bound that no schedule is below.
+"""
 
 
 def write(result: Result, checkout: Path) -> None:
@@ -23,17 +35,15 @@ def write(result: Result, checkout: Path) -> None:
     docs = checkout / "docs"
     result.write(docs / "benchmarks.json")
     (docs / "benchmarks.md").write_text(page(result))
+    (docs / "benchmarks.svg").write_text(svg(result) + "\n")
     readme = checkout / "README.md"
     readme.write_text(with_quotation(readme.read_text(), result))
-    if any(row.id == "P5" for row in result.rows):
-        python = str(environments.programs("matplotlib") / "python")
-        files = [str(docs / "benchmarks.json"), str(docs / "benchmarks.svg")]
-        subprocess.run([python, str(PROGRAMS / "plot.py"), *files], check=True)
 
 
 def page(result: Result) -> str:
     """docs/benchmarks.md."""
-    return "\n".join([*_introduction(result), *_all_peers(result), *_growth(result), *_every_row(result)]) + "\n"
+    parts = (_introduction, _targets, _all_peers, _growth, _every_row)
+    return "\n".join(line for part in parts for line in part(result)) + "\n"
 
 
 def with_quotation(readme: str, result: Result) -> str:
@@ -43,36 +53,77 @@ def with_quotation(readme: str, result: Result) -> str:
     if not (begin and end):
         raise ValueError(f"README.md has no {BEGIN} … {END}")
     names = [name for name in ESSENTIAL if any(row.peer == name for row in result.rows)]
-    lines = [f"Seconds, {_when_and_where(result)}:", "", *_pivot(result.rows, names)]
+    lines = [f"Seconds, {_when_and_where(result)}:", "", *_pivot(_by_engines(result), names)]
     return f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}"
 
 
 def _when_and_where(result: Result) -> str:
-    machine = result.machine
-    return f"{result.date}, {machine.get('cores')} cores, {machine.get('memory_gb')} GB, shared"
+    machine, quick = result.machine, "; only a quick look, once each" if result.quick else ""
+    return f"{result.date}, {machine.get('cores')} cores, {machine.get('memory_gb')} GB{quick}"
 
 
 def _introduction(result: Result) -> Iterator[str]:
     machine, versions = result.machine, ", ".join(f"{name} {version}" for name, version in result.peers.items())
     yield "# Benchmarks"
     yield ""
-    yield f"Measured on {_when_and_where(result)} ({machine.get('system')}, Python {machine.get('python')}, a load of"
-    yield f"{machine.get('load')} when it began), commit `{result.commit}`. `{REFRESH}`"
-    yield "measures again and makes this page; `compare A.json B.json` sets two results side by side."
-    yield ""
-    yield "Whole processes, wall time, medians; the same files with the same bytes, checked afterwards; two jobs"
-    yield "where a program has the choice. Ours is `qo run` with its journal on, the Prefect server and the warm"
-    yield "service running. A program that was stopped at its time limit, or failed, says so."
+    yield f"Measured on {_when_and_where(result)} ({machine.get('processor')},"
+    yield f"{machine.get('kernel')}, Python {machine.get('python')}, a load of {machine.get('load')} when it began),"
+    yield f"commit `{result.commit}`."
+    yield f"`{REFRESH}` measures again and makes this page and"
+    yield "[its data](benchmarks.json); `compare A.json B.json` sets two results side by side."
     yield ""
     yield f"Peers: {versions}."
     yield ""
+    yield "## How it was measured"
+    yield HOW
+
+
+def _targets(result: Result) -> Iterator[str]:
+    rows = sorted((row for row in result.rows if row.target is not None and not _detail(row)), key=_number)
+    met = sum(row.met is True for row in rows)
+    yield f"## Targets: {met} of {len(rows)} met"
+    yield ""
+    headings = ("row", "workload", "ours", "peer", "", "ratio", "target", "floor", "met, or what stands in the way")
+    yield from _markdown(headings, [_target(row) for row in rows])
+    yield ""
+
+
+def _target(row: Row) -> Sequence[str]:
+    said = {True: "met", False: f"**no**: {obstacle(row)}", None: "cannot be said"}[row.met]
+    number, workload, ours, _, peer, ratio, target, floor, _, note = cells(row)
+    said += f" ({note})" if note else ""
+    theirs = _with_spread(beside_of(row), row.beside_samples)
+    return (number, workload, _with_spread(ours, row.samples), theirs, peer, ratio, target, floor, said)
+
+
+def _with_spread(value: str, samples: Sequence[float]) -> str:
+    return f"{value} ({len(samples)}×, {spread(samples):.0%})" if len(samples) > 1 else value
+
+
+def _detail(row: Row) -> bool:
+    """One of the many schedules, of which the average and the worst are what counts; or where the time of P7 goes."""
+    return (row.id == "P8" and row.workload.endswith(" workers")) or (row.id == "P7" and "," in row.workload)
+
+
+def _number(row: Row) -> int:
+    return int(row.id.removeprefix("P"))
+
+
+def _by_engines(result: Result) -> Sequence[Row]:
+    """Those that set whole engines side by side."""
+    return [row for row in result.rows if _number(row) in {1, 2, 3, 6, 7, 12} and not _detail(row)]
 
 
 def _all_peers(result: Result) -> Iterator[str]:
-    names = [peer.name for peer in PEERS if any(row.peer == peer.name for row in result.rows)]
+    rows = _by_engines(result)
+    names = ["qo, no service", *(peer.name for peer in PEERS)]
     yield "## Seconds"
     yield ""
-    yield from _transposed(result.rows, names)
+    grid = _grid(rows, names)
+    present = [name for name in names if any(name in line for line in grid.values())]
+    yield from _markdown(
+        ("", *grid), [(name, *(line.get(name, "") for line in grid.values())) for name in ("qo", *present)]
+    )
     yield ""
 
 
@@ -80,16 +131,36 @@ def _growth(result: Result) -> Iterator[str]:
     if any(row.id == "P5" for row in result.rows):
         yield "## Growth"
         yield ""
-        yield "![Time and memory by the number of instructions](benchmarks.svg)"
+        yield "![Time and memory by the number of writes](benchmarks.svg)"
+        yield ""
+        yield "`qo` without the warm service, so that all of its memory is seen; the Prefect server's is not counted,"
+        yield "for ours and for Prefect. Peers end where ten times as much would take more than 45 seconds."
         yield ""
 
 
 def _every_row(result: Result) -> Iterator[str]:
     yield "## Every row"
     yield ""
-    yield "`ratio` is ours by theirs, `floor` the most that it should be."
-    yield ""
-    yield from _markdown(HEADINGS, [cells(row) for row in result.rows])
+    headings = ("row", "workload", "ours", "peer", "", "ratio", "target", "floor", "processor, ours and theirs", "")
+    yield from _markdown(headings, [_full(row) for row in sorted(result.rows, key=_number)])
+
+
+def _full(row: Row) -> Sequence[str]:
+    number, workload, ours, beside, peer, ratio, target, floor, _, note = cells(row)
+    spent = [quantity(each, "s") for each in (row.processor, row.beside_processor) if each is not None]
+    theirs = _with_spread(beside, row.beside_samples)
+    return (
+        number,
+        workload,
+        _with_spread(ours, row.samples),
+        theirs,
+        peer,
+        ratio,
+        target,
+        floor,
+        " / ".join(spent),
+        note,
+    )
 
 
 def _pivot(rows: Sequence[Row], names: Sequence[str]) -> Iterator[str]:
@@ -101,22 +172,16 @@ def _pivot(rows: Sequence[Row], names: Sequence[str]) -> Iterator[str]:
     )
 
 
-def _transposed(rows: Sequence[Row], names: Sequence[str]) -> Iterator[str]:
-    grid = _grid(rows, names)
-    yield from _markdown(
-        ("", *grid), [(name, *(line.get(name, "") for line in grid.values())) for name in ("qo", *names)]
-    )
-
-
 def _grid(rows: Sequence[Row], names: Sequence[str]) -> Mapping[str, dict[str, str]]:
     grid: dict[str, dict[str, str]] = {}
     for row in rows:
-        if row.peer in names and row.id != "P4":
+        if row.peer in names:
             line = grid.setdefault(row.workload, {"qo": f"**{quantity(row.ours, '')}**"})
-            line[row.peer] = f"> {row.beside:g}" if row.at_least else quantity(row.beside, "")
+            line[row.peer] = beside_of(row).removesuffix(" s")
     return grid
 
 
 def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
     for line in (headings, ["---"] * len(headings), *lines):
-        yield f"| {' | '.join(each.replace('|', '∣') for each in line)} |".replace("|  |", "| |")
+        cells = (each.replace("|", "∣") for each in line)
+        yield f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"

@@ -17,8 +17,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,34 +30,37 @@ from quantum_orchestrator.flows.engine import Attempt
 from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.recover import rollback
 from tests.benchmarks.rows import Row
+from tests.benchmarks.setting import QO, environment, served, work_folder
 from tests.crash import cases
 from tests.crash.cases import RUN, in_child, prepare_forks, run_set
 from tests.crash.scenarios import Scenario, nothing, write
 from tests.plain_runner import PlainRunner
 
-RESUME_FLOOR, ROLLBACK_FLOOR = 0.7, 1.0
-QO = [sys.executable, "-m", "quantum_orchestrator.deployments.cli"]
+RESUME, ROLLBACK = 0.7, 1.0
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """What the command line may choose."""
     command.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000], metavar="N", help="numbers of writes")
-    command.add_argument("--prefect", type=int, default=300, metavar="N", help="writes by `qo` itself; 0 for none")
+    command.add_argument("--prefect", type=int, default=1000, metavar="N", help="writes by `qo` itself; 0 for none")
     command.add_argument("--repeat", type=int, default=3, help="repetitions of each")
-    command.add_argument("--folder", type=Path, help="where to work; default: the folder for temporary files")
+    command.add_argument("--folder", type=Path, help="where to work, and leave it; default: for temporary files")
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Measure all."""
     prepare_forks()
-    with tempfile.TemporaryDirectory(prefix="qo-benchmark-", dir=options.folder) as folder:
+    with work_folder(options.folder) as folder:
         for size in options.sizes:
-            trials = [_Trial(Path(folder) / f"{size}-{number}", size) for number in range(options.repeat)]
-            yield from _rows_of(f"{size} writes", [trial.measured() for trial in trials])
+            trials = [_Trial(folder / f"{size}-{number}", size) for number in range(options.repeat)]
+            yield from _rows_of(f"{size} writes, engine and journal", [trial.measured() for trial in trials])
         if options.prefect:
-            with _server(Path(folder) / "home"):
-                by_qo = [_QoTrial(Path(folder) / f"qo-{number}", options.prefect) for number in range(options.repeat)]
-                yield from _rows_of(f"{options.prefect} writes, qo and Prefect", [each.measured() for each in by_qo])
+            home = folder / "home"
+            os.environ["QO_HOME"] = str(home)
+            with served(home):
+                size = options.prefect
+                by_qo = [_QoTrial(folder / f"qo-{number}", home, size) for number in range(options.repeat)]
+                yield from _rows_of(f"{size} writes, whole qo", [each.measured() for each in by_qo])
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,27 @@ def _rows_of(workload: str, measured: Sequence[_Measured]) -> Iterator[Row]:
         return statistics.median(map(of, measured))
 
     fresh, last = median(lambda each: each.fresh), measured[-1]
+    runs = tuple(each.fresh for each in measured)
+    resumes, rollbacks = tuple(each.resume for each in measured), tuple(each.rollback for each in measured)
+    name = "a fresh run"
     note = f"killed with {last.recorded} recorded and {last.in_flight} in flight; {last.ran_again} ran in the resume"
-    yield Row("P9", f"{workload}, resumed at half", median(lambda each: each.resume), fresh, RESUME_FLOOR, note)
-    yield Row("P10", f"{workload}, rolled back", median(lambda each: each.rollback), fresh, ROLLBACK_FLOOR)
+    resume, undo = median(lambda each: each.resume), median(lambda each: each.rollback)
+    what = f"{workload}, resumed at half"
+    yield Row("P9", what, resume, fresh, RESUME, note, name, samples=resumes, beside_samples=runs)
+    what = f"{workload}, rolled back"
+    yield Row("P10", what, undo, fresh, ROLLBACK, peer=name, samples=rollbacks, beside_samples=runs)
 
 
 def _writes(size: int) -> tuple[dict[str, Any], ...]:
     return tuple(write(f"folder-{number % 100}/file-{number}", f"content {number}\n" * 20) for number in range(size))
+
+
+def _expect(root: Path, size: int) -> None:
+    """Each file with its bytes, and no other."""
+    wanted = {step["with"]["path"]: step["with"]["content"] for step in _writes(size)}
+    found = {each.relative_to(root).as_posix(): each.read_text() for each in root.rglob("*") if each.is_file()}
+    if found != wanted:
+        raise SystemExit(f"{root} is not as it should be: {len(found)} files instead of {len(wanted)}")
 
 
 def _standing(root: Path, run_id: str | None) -> tuple[set[str], int]:
@@ -138,10 +153,13 @@ class _Trial:
     def measured(self) -> _Measured:
         cases.document_of(self._scenario)  # read once, as reading it is not what is measured
         fresh, _ = self._timed("undisturbed", self._run)
+        _expect(self._root("undisturbed"), self._size)
         undone, _ = self._timed("undisturbed", self._rollback)
+        _expect(self._root("undisturbed"), 0)
         self._timed("killed", lambda root: self._run(root, self._size // 2))
         done, in_flight = _standing(self._root("killed"), RUN)
         resumed, ran = self._timed("killed", lambda root: self._run(root, done=done))
+        _expect(self._root("killed"), self._size)
         return _Measured(fresh, resumed, undone, len(done), in_flight, ran)
 
     def _root(self, name: str) -> Path:
@@ -172,8 +190,9 @@ class _Trial:
 class _QoTrial:
     """One repetition by `qo`: its processes, with all that their start takes."""
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, home: Path, size: int) -> None:
         self._folder = folder
+        self._home = home
         self._size = size
         folder.mkdir()
         self._set = folder / "set.json"
@@ -181,10 +200,13 @@ class _QoTrial:
 
     def measured(self) -> _Measured:
         fresh = self._qo("undisturbed", "run", str(self._set))
+        _expect(self._folder / "undisturbed", self._size)
         undone = self._qo("undisturbed", "rollback", self._newest("undisturbed"))
+        _expect(self._folder / "undisturbed", 0)
         self._kill_at_half()
         done, in_flight = _standing(self._folder / "killed", None)
         resumed = self._qo("killed", "resume")
+        _expect(self._folder / "killed", self._size)
         return _Measured(fresh, resumed, undone, len(done), in_flight, self._size - len(done))
 
     def _newest(self, name: str) -> str:
@@ -195,25 +217,15 @@ class _QoTrial:
         root = self._folder / name
         root.mkdir(exist_ok=True)
         began = time.monotonic()
-        subprocess.run([*QO, *arguments], cwd=root, check=True, capture_output=True)
+        subprocess.run([QO, *arguments], cwd=root, env=environment(self._home), check=True, capture_output=True)
         return time.monotonic() - began
 
     def _kill_at_half(self) -> None:
         root = self._folder / "killed"
         root.mkdir()
-        streams = subprocess.DEVNULL
-        with subprocess.Popen([*QO, "run", str(self._set)], cwd=root, stdout=streams, stderr=streams) as process:
+        streams, command = subprocess.DEVNULL, [QO, "run", str(self._set)]
+        alone = {**environment(self._home), "QO_SERVICE": "off"}  # so that it is the run itself that is killed
+        with subprocess.Popen(command, cwd=root, env=alone, stdout=streams, stderr=streams) as process:
             while process.poll() is None and sum(1 for _ in root.glob("*/file-*")) < self._size / 2:
                 time.sleep(0.01)
             process.kill()
-
-
-@contextlib.contextmanager
-def _server(home: Path) -> Iterator[None]:
-    """A Prefect server that is running already, so that its start is nobody's."""
-    os.environ["QO_HOME"] = str(home)
-    subprocess.run([*QO, "up"], check=True, capture_output=True)
-    try:
-        yield
-    finally:
-        subprocess.run([*QO, "down"], check=True, capture_output=True)

@@ -15,23 +15,22 @@ import json
 import os
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quantum_orchestrator.blocks.sandbox import Processes
 from tests.benchmarks.rows import Row
+from tests.benchmarks.setting import QO, environment, served, work_folder
 from tests.crash import cases
 from tests.crash.cases import in_child, prepare_forks, run_set
 from tests.crash.scenarios import Scenario, nothing
 
-FLOOR = 2.0
+TARGET = 2.0
 JOBS = 2
 TRUE = "/bin/true"
-QO = [sys.executable, "-m", "quantum_orchestrator.deployments.cli"]
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -39,30 +38,34 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", type=int, default=1000, metavar="N", help="number of scripts")
     command.add_argument("--no-qo", action="store_true", help="leave out `qo run`, which needs a Prefect server")
     command.add_argument("--repeat", type=int, default=3, help="repetitions of each")
+    command.add_argument("--folder", type=Path, help="where to work, and leave it; default: for temporary files")
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Measure all, ours and the other by turns."""
     prepare_forks()
     size = options.size
-    with tempfile.TemporaryDirectory(prefix="qo-benchmark-") as folder, contextlib.ExitStack() as stack:
-        bench = _Bench(Path(folder), size)
+    with work_folder(options.folder) as folder, contextlib.ExitStack() as stack:
+        bench = _Bench(folder, size)
         ways: dict[str, Callable[[], float]] = {"engine and journal": bench.by_engine}
         if not options.no_qo:
-            stack.enter_context(_server(Path(folder) / "home"))
+            stack.enter_context(served(folder / "home"))
             ways["qo run and Prefect"] = bench.by_qo
         for name, way in ways.items():
-            yield _row("P7", f"{size} scripts, {name}", way, bench.by_make, options.repeat, FLOOR)
+            yield _row("P7", f"{size} scripts, {name}", way, bench.by_make, options.repeat, TARGET, "make")
         for tied in (False, True):
             name = f"{size} scripts, started {'tied' if tied else 'not tied'}"
-            yield _row("P7", name, lambda tied=tied: bench.started(tied=tied), bench.by_subprocess, options.repeat, 3.0)
+            way, other = partial(bench.started, tied=tied), "subprocess.run"
+            yield _row("P7", name, way, bench.by_subprocess, options.repeat, 3.0, other)
 
 
 def _row(
-    number: str, name: str, ours: Callable[[], float], other: Callable[[], float], repeat: int, floor: float
+    number: str, name: str, ours: Callable[[], float], other: Callable[[], float], repeat: int, target: float, peer: str
 ) -> Row:
     times = [(ours(), other()) for _ in range(repeat)]
-    return Row(number, name, statistics.median(a for a, _ in times), statistics.median(b for _, b in times), floor)
+    mine, theirs = zip(*times, strict=True)
+    middle = statistics.median
+    return Row(number, name, middle(mine), middle(theirs), target, peer=peer, samples=mine, beside_samples=theirs)
 
 
 class _Bench:
@@ -92,9 +95,9 @@ class _Bench:
 
     def by_qo(self) -> float:
         root = self._new()
-        os.environ["QO_HOME"] = str(self._folder / "home")
-        command = [*QO, "run", str(self._set), "--workspace", str(root), "--parallel", str(JOBS)]
-        return _timed(lambda: subprocess.run(command, check=True, capture_output=True))
+        command = [QO, "run", str(self._set), "--workspace", str(root), "--parallel", str(JOBS)]
+        variables = environment(self._folder / "home")
+        return _timed(lambda: subprocess.run(command, env=variables, check=True, capture_output=True))
 
     def started(self, *, tied: bool) -> float:
         processes = Processes(tied=tied)
@@ -116,15 +119,3 @@ def _timed(act: Callable[[], Any]) -> float:
     began = time.monotonic()
     act()
     return time.monotonic() - began
-
-
-@contextlib.contextmanager
-def _server(home: Path) -> Iterator[None]:
-    """A Prefect server that is running already, so that its start is nobody's."""
-    os.environ["QO_HOME"] = str(home)
-    subprocess.run([*QO, "up"], check=True, capture_output=True)
-    try:
-        yield
-    finally:
-        os.environ["QO_HOME"] = str(home)
-        subprocess.run([*QO, "down"], check=True, capture_output=True)

@@ -31,6 +31,7 @@ class Peer:
     durable: bool = False  # an engine that keeps its state over a crash
     python: bool = False  # an engine in Python
     reruns: bool = False  # finds by itself that nothing has changed
+    most: int | None = None  # it is given no more of the work, as more takes minutes
     server: bool = False  # reports to the Prefect server that is running
 
     def programs(self) -> Path:
@@ -124,7 +125,7 @@ PEERS = (
         python=True,
         reruns=True,
     ),
-    Peer("Luigi", "luigi", _python("luigi_tasks.py"), durable=True, python=True, reruns=True),
+    Peer("Luigi", "luigi", _python("luigi_tasks.py"), durable=True, python=True, reruns=True, most=2000),
     Peer("DBOS", "dbos", _python("dbos_app.py"), durable=True, python=True),
     Peer(
         "Prefect",
@@ -144,6 +145,7 @@ PEERS = (
         _EPHEMERAL,
         durable=True,
         python=True,
+        most=2000,
     ),
     Peer(
         "Dagster",
@@ -153,6 +155,7 @@ PEERS = (
         _DAGSTER,
         durable=True,
         python=True,
+        most=2000,
     ),
     Peer(
         "Snakemake",
@@ -163,6 +166,7 @@ PEERS = (
         durable=True,
         python=True,
         reruns=True,
+        most=2000,
     ),
     Peer(
         "redun",
@@ -172,6 +176,7 @@ PEERS = (
         durable=True,
         python=True,
         reruns=True,
+        most=500,
     ),
     Peer(
         "Ansible",
@@ -180,5 +185,6 @@ PEERS = (
         lambda work: {"playbook.json": inputs.playbook(work)},
         _ANSIBLE,
         python=True,
+        most=50,
     ),
 )

@@ -6,7 +6,7 @@ A folder for each repetition holds `work.json` for peers that can read it, the f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -75,3 +75,11 @@ class Work:
                 if not file.is_file() or file.read_text() != f"{text}\n":
                     return f"{path} is not what should be written"
         return None
+
+    def stamps(self, folder: Path) -> Sequence[int]:
+        """When its files were last written: who does again what was done is seen."""
+        return [(folder / path).stat().st_mtime_ns for path, _ in self.items()] if self.kind is Kind.WRITES else []
+
+    def untouched(self, folder: Path) -> bool:
+        """Whether none of its files has been written."""
+        return not any((folder / path).exists() for path, _ in self.items())
