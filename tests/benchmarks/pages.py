@@ -59,16 +59,17 @@ def with_quotation(readme: str, result: Result) -> str:
 
 def _when_and_where(result: Result) -> str:
     machine, quick = result.machine, "; only a quick look, once each" if result.quick else ""
-    return f"{result.date}, {machine.get('cores')} cores, {machine.get('memory_gb')} GB{quick}"
+    size = f"{machine.get('cores')} cores, {machine.get('memory_gb')} GB"
+    return f"{result.date}, {size}, a load of {machine.get('load')} when it began{quick}"
 
 
 def _introduction(result: Result) -> Iterator[str]:
     machine, versions = result.machine, ", ".join(f"{name} {version}" for name, version in result.peers.items())
     yield "# Benchmarks"
     yield ""
-    yield f"Measured on {_when_and_where(result)} ({machine.get('processor')},"
-    yield f"{machine.get('kernel')}, Python {machine.get('python')}, a load of {machine.get('load')} when it began),"
-    yield f"commit `{result.commit}`."
+    yield f"Measured on {_when_and_where(result)}"
+    yield f"({machine.get('processor')}, {machine.get('kernel')}, Python {machine.get('python')}), commit"
+    yield f"`{result.commit}`."
     yield f"`{REFRESH}` measures again and makes this page and"
     yield "[its data](benchmarks.json); `compare A.json B.json` sets two results side by side."
     yield ""

@@ -131,7 +131,7 @@ def test_a_comparison_names_every_row(tmp_path: Path) -> None:
 MEASURED = Result(
     "today",
     "abc",
-    {"cores": 2, "memory_gb": 8},
+    {"cores": 2, "memory_gb": 8, "load": 0.1},
     [
         Row("P3", "1000 writes", 3.0, 2.0, 1.0, peer="DBOS", samples=(2.9, 3.2), floor=0.5),
         Row("P3", "1000 writes", 3.0, 40.0, 1.0, "scaled", peer="Snakemake", scaled_from=100),
@@ -162,7 +162,7 @@ def test_the_readme_quotes_the_peers_that_matter_and_nothing_else_in_it_changes(
     assert quoted.splitlines() == [
         "before",
         pages.BEGIN,
-        "Seconds, today, 2 cores, 8 GB:",
+        "Seconds, today, 2 cores, 8 GB, a load of 0.1 when it began:",
         "",
         "| | **qo** | DBOS | Snakemake |",
         "| --- | --- | --- | --- |",
