@@ -383,8 +383,9 @@ def _listening(folder: Path) -> socket.socket:
 _NEEDED_LATER = (
     *("anyio._backends._asyncio", "anyio.streams.tls", "encodings.idna", "encodings.utf_8_sig", "graphviz"),
     *("prefect.task_engine", "prefect.concurrency._asyncio", "prefect.concurrency._events", "prefect._internal.states"),
-    *("prefect.concurrency.services", "prefect.utilities.visualization", "websockets.asyncio.client", "rich.live"),
-    *("quantum_orchestrator.flows.orchestrate", "quantum_orchestrator.flows.plan_file", "git", "certifi"),
+    *("prefect.concurrency.asyncio", "prefect.concurrency.services", "prefect.utilities.visualization"),
+    *("websockets.asyncio.client", "rich.live", "git", "certifi", "quantum_orchestrator.blocks.policy_file"),
+    *(f"quantum_orchestrator.flows.{name}" for name in ("orchestrate", "plan_file", "verdicts")),
     *(f"quantum_orchestrator.deployments.{name}" for name in ("crashed", "display", "planning", "rollback_in_prefect")),
 )
 """What commands import only when they need it."""
@@ -401,6 +402,19 @@ def load_everything() -> None:
     registry.every()
     for name in _NEEDED_LATER:
         importlib.import_module(name)
+    _complete_models()
+
+
+def _complete_models() -> None:
+    """Prefect's models are put together when they are first used, which would be in every fork again."""
+    from pydantic import BaseModel
+
+    waiting = BaseModel.__subclasses__()
+    while waiting:
+        model = waiting.pop()
+        waiting += model.__subclasses__()
+        if not model.__pydantic_complete__:
+            model.model_rebuild(raise_errors=False)
 
 
 def _serve(folder: Path) -> NoReturn:

@@ -288,9 +288,11 @@ async def conduct(
     )
     run.observe(RunEvent(EventKind.RUN_STARTED, message=record.ui_url or "", op=record.id))
     signals.end(run)
-    async with pages(run, telling), _watching_for_cancel(run):
-        outcome = await run.execute()
-    document, summary = await _finish(record, run, outcome, telling)
+    async with pages(run, telling) as executed:
+        async with _watching_for_cancel(run):
+            outcome = await run.execute()
+        executed.set()
+        document, summary = await _finish(record, run, outcome, telling)
     unsaid = audit.ended(request.actor, outcome.status, document["error"])
     if unsaid:
         run.observe(RunEvent(EventKind.LOG, message=unsaid))

@@ -28,6 +28,9 @@ T = TypeVar("T")
 TELLING_SECONDS = 20.0
 """A server that takes longer to hear of something counts as gone."""
 
+BAR_SECONDS = 1.0
+"""Between two looks at how far a run has come."""
+
 
 class Telling:
     """What a run tells Prefect beside its tasks. The journal holds it all: a server that is gone ends no run."""
@@ -90,26 +93,32 @@ class Telling:
 
 
 @contextlib.asynccontextmanager
-async def pages(run: Run, telling: Telling) -> AsyncIterator[None]:
-    """The plan's page, and a bar that follows the run."""
-    await telling.page("plan", report.plan_page(run.graph, run.document.description))
-    await telling.progress(0.0)
+async def pages(run: Run, telling: Telling) -> AsyncIterator[asyncio.Event]:
+    """The plan's page, and a bar that follows the run until the event that this gives is set.
+
+    The run does not wait for them: a short one has hardly more to wait for.
+    """
+    ended = asyncio.Event()
 
     async def follow() -> None:
-        shown = 0.0
-        while True:
-            await asyncio.sleep(1)
+        shown, is_last = None, False
+        while not is_last:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), BAR_SECONDS)
+            is_last = ended.is_set()
             if (now := _percent(run)) != shown:
                 shown = now
                 await telling.progress(now)
 
-    follower = asyncio.create_task(follow())
+    told = [
+        asyncio.create_task(telling.page("plan", report.plan_page(run.graph, run.document.description))),
+        asyncio.create_task(follow()),
+    ]
     try:
-        yield
+        yield ended
     finally:
-        follower.cancel()
-        await asyncio.gather(follower, return_exceptions=True)
-        await telling.progress(_percent(run))
+        ended.set()
+        await asyncio.gather(*told)
 
 
 def _percent(run: Run) -> float:
