@@ -88,6 +88,31 @@ class TestASecondRun:
         (qo.work / "note.txt").unlink()
         qo("plan", again, "--explain").exits(0).prints("# note runs: note.txt is gone\n")
 
+    def test_one_with_nothing_to_do_needs_no_server(self, qo: Qo) -> None:
+        again = qo.set(NOTE, SHIP, cache=True)
+        qo("run", again).exits(0)
+        before = qo.files
+        nowhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+        said = qo("run", again, "--json", environment=nowhere).exits(0)
+        document = said.says("nothing to do for 'test'").json
+        assert (document["status"], document["flow_run_id"], document["ui_url"]) == ("committed", None, None)
+        assert [step["status"] for step in document["steps"]] == ["reused", "reused"]
+        assert qo.files == before
+        assert qo("show", "--json").exits(0).json == document
+        qo("logs").exits(0).prints("run_started").prints("step_finished reused note").prints("nothing had to be done")
+        qo("audit", "show", "--run", document["run_id"]).exits(0).prints("run started").prints("run ended")
+        lines = qo("run", again, "--json-stream", environment=nowhere).exits(0).out.splitlines()
+        assert [json.loads(line)["event"] for line in lines] == ["run_started", *["step_finished"] * 2, "run_finished"]
+
+    def test_where_one_step_has_to_run_prefect_has_them_all(self, qo: Qo) -> None:
+        again = qo.set(NOTE, SHIP, cache=True)
+        qo("run", again).exits(0)
+        (qo.work / "shipped.txt").unlink()
+        document = qo("run", again, "--json").exits(0).json
+        assert [step["status"] for step in document["steps"]] == ["reused", "succeeded"]
+        assert document["flow_run_id"] is not None
+        assert len(qo("history", "--json").json["runs"]) == 2
+
     def test_how_long_it_takes_is_learned_and_foretold(self, qo: Qo) -> None:
         build = {"id": "build", "op": "script.run", "with": {"shell": "sleep 0.6"}, "writes": []}
         test = {**build, "id": "test", "needs": ["build"], "with": {"shell": "sleep 0.1"}}
