@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from quantum_orchestrator.blocks.disk_tree import Look
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError
@@ -131,8 +132,8 @@ class Batches:
 
     def _take_back(self, work: _Work, problem: BaseException) -> None:
         """As if none of them had been tried. Raises NeedsAttention where that cannot be."""
-        for result in work.fresh:
-            self._books.results.pop(result.id, None)
+        for step_id in (*(result.id for result in work.fresh), *(step.id for step, _ in work.batch.failed)):
+            self._books.results.pop(step_id, None)
         self._attempts.undo([result.id for result in work.fresh], problem)
 
     def _one(self, step: Step, before: Collection[str], work: _Work) -> None:
@@ -148,6 +149,7 @@ class Batches:
         try:
             result = self._result(step, work)
         except ApprovalNeeded:
+            self._books.results.pop(step.id, None)
             work.batch.left.append(step)
             work.batch.alone.append(step)
             work.stopped.add(step.id)
@@ -166,6 +168,8 @@ class Batches:
         verdict = None if self._reusing is None else self._reusing.verdict(step, scope, work.total)
         if verdict is not None and verdict.reused:
             return StepResult.reused(step.id, step.instruction.op, verdict.outputs, verdict.reason)
+        result = StepResult(step.id, step.instruction.op, StepStatus.RUNNING, 1)
+        self._books.results[step.id] = result
         layer, guard = Overlay(work.total), self._attempts.guards.of(step.scope.document.trust)
         context = Context(
             layer,
@@ -185,12 +189,15 @@ class Batches:
                 self._attempts.check_changes(step, changes, contents_of(changes, work.total, layer))
             work.total.apply(changes, layer.content_of)
             work.changes.append((step.id, changes))
-        dumped = self._attempts.redactor.value(outputs.model_dump(mode="json"))
-        result = StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED, 1, outputs=dumped)
+        result.status, result.outputs = StepStatus.SUCCEEDED, self._dumped(outputs)
         if self._reusing is not None and verdict is not None:
             result.reason = verdict.reason
             self._reusing.has_run(step, scope, verdict, work.total)
         return result
+
+    def _dumped(self, outputs: Outputs) -> Mapping[str, Any]:
+        dumped: Mapping[str, Any] = self._attempts.redactor.value(outputs.model_dump(mode="json"))
+        return dumped
 
     def _end(self, result: StepResult, work: _Work) -> None:
         self._books.set(result)  # those after it may refer to it

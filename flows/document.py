@@ -229,6 +229,11 @@ class InstructionSet(BaseModel):
     parallel: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="How many instructions may run at once; auto follows how busy the machine is"
     )
+    batch: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Whether many cheap instructions may share a task run of Prefect's, as they do in large sets; "
+        "off: each has its own",
+    )
     timeout: Duration | None = Field(default=None, description='Time that the whole run may take: seconds, or "1h"')
     trust: Annotated[Trust, Field(strict=False)] = Field(
         default=Trust.TRUSTED, description="untrusted: for sets that came over a network or from a model"

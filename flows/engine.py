@@ -406,7 +406,7 @@ class Run:
     async def _reuse_all(self, stop: Stop) -> bool:
         """Whether nothing of a large set has to run: its steps then end here, as one batch."""
         steps, reusing, runner = self.graph.steps, self._reusing, self._runner
-        if runner is None or reusing is None or self.books.recorded or len(steps) < self.settings.batch_from:
+        if runner is None or reusing is None or self.books.recorded or not self._is_batched(self.graph):
             return False
         found: list[StepResult] = await self._in_thread(partial(reusing.all_of, steps, self.books))
         if not found:
@@ -481,11 +481,15 @@ class Run:
 
     def _take(self, queue: ReadyQueue, graph: Graph) -> list[list[Step]]:
         """Groups of steps to start now: of one step, or of several that one kind of batch does."""
-        size = max(each.value for each in self._sizes.values()) if len(graph.steps) >= self.settings.batch_from else 1
+        size = max(each.value for each in self._sizes.values()) if self._is_batched(graph) else 1
         groups: list[list[Step]] = []
         while taken := queue.take_together(lambda step: self._kind(graph, step) is not None, size):
             groups += [self._of_one_kind(group, queue, graph) for group in taken]
         return groups
+
+    def _is_batched(self, graph: Graph) -> bool:
+        """Whether steps of the graph may be done together."""
+        return self.document.batch != "off" and len(graph.steps) >= self.settings.batch_from
 
     def _of_one_kind(self, group: list[Step], queue: ReadyQueue, graph: Graph) -> list[Step]:
         """The part of a group that goes with its first step; the others are given back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from test_engine import Bench, fail, shell, write
 from quantum_orchestrator.blocks import disk_changes
 from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.journal import Journal
+from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.batching import BATCH_FROM, FIRST_SIZE, LARGEST_SIZE, TARGET_SECONDS, BatchSize
 from quantum_orchestrator.flows.instruction_set import load
 from quantum_orchestrator.flows.plan import Graph, Step, build
@@ -24,15 +26,18 @@ class Killed(BaseException):
     """In place of the death of the process."""
 
 
+def new_bench(folder: Path) -> Bench:
+    for name in ("workspace", "state"):
+        (folder / name).mkdir(parents=True)
+    made = Bench(folder / "workspace", folder / "state")
+    made.batch_from = 2
+    return made
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    for name in ("workspace", "state"):
-        (tmp_path / name).mkdir()
-    made = Bench(tmp_path / "workspace", tmp_path / "state")
-    made.batch_from = 2
-    yield made
-    made.workspace.close()
-    made.journal.close()
+    with contextlib.closing(new_bench(tmp_path)) as made:
+        yield made
 
 
 def append(step_id: str, path: str, content: str, **fields: Any) -> dict[str, Any]:
@@ -50,6 +55,24 @@ def test_a_small_set_is_one_task_a_step(bench: Bench) -> None:
     bench.batch_from = BATCH_FROM
     assert bench.run(*chain(5)).status is RunStatus.COMMITTED
     assert bench.runner.batches == []
+
+
+def test_what_is_said_of_a_run_is_the_same_with_batch_off(tmp_path: Path) -> None:
+    edit = {"op": "file.edit", "with": {"path": "x", "edits": [{"find": "none", "replace": ""}]}}
+    steps = [*chain(3), {"id": "e", **edit, "on_error": "continue"}, write("w", "y", when="${{ 1 == 2 }}")]
+    quiet = [shell(f"q{number}", f"echo {number}", reads=[], writes=[]) for number in range(2)]
+    said: dict[str, dict[str, Any]] = {}
+    for choice in ("auto", "off"):
+        with contextlib.closing(new_bench(tmp_path / choice)) as bench:
+            outcome = bench.run(*steps, *quiet, batch=choice)
+            assert bool(bench.runner.batches) is (choice == "auto")
+            record = bench.journal.run("r1")
+            assert record is not None
+            said[choice] = report.run_document(record, outcome.status, bench.steps().values(), bench.journal, None)
+            for each in (said[choice], *said[choice]["steps"]):
+                each.pop("duration_s")
+    assert said["auto"]["diff"]["files"] == 1
+    assert said["auto"] == said["off"]
 
 
 def test_steps_that_wait_for_each_other_go_together_in_order(bench: Bench) -> None:

@@ -105,6 +105,10 @@ class Bench:
         )
         return await self.last.execute()
 
+    def close(self) -> None:
+        self.workspace.close()
+        self.journal.close()
+
     def _note(self, event: RunEvent) -> None:
         self.events.append(event)
         self.watch(self.last, event)
