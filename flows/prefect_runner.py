@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from prefect.artifacts import acreate_table_artifact
 
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, TimedOut
 from quantum_orchestrator.flows.attempts import Outputs
+from quantum_orchestrator.flows.books import owners
 from quantum_orchestrator.flows.engine import Attempt
 from quantum_orchestrator.flows.plan import Step
 from quantum_orchestrator.flows.telling import Telling
@@ -35,6 +36,8 @@ from quantum_orchestrator.tasks.prefect_task import (
 )
 
 BATCH = "batch"
+MOST_LISTED = 100
+"""Members of a batch in its table: the server keeps it, and the page shows it, as a whole."""
 SHOWING_SECONDS = 10.0
 """Prefect needs some milliseconds to begin a task run; what is undone does not wait for longer than this, nor does the
 end of a run for Prefect to hear of it."""
@@ -47,6 +50,8 @@ class PrefectRunner:
         self._run_id = run_id
         self._telling = telling
         self._runs: dict[str, Ended] = {}
+        self._inside: dict[str, dict[str, Ended]] = {}
+        """For a step that became several: their task runs, by step."""
         self._global: dict[str, Once[int | None]] = {}
 
     async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
@@ -63,10 +68,10 @@ class PrefectRunner:
             tags=instruction.tags,
             reuse=reuse,
         )
-        edges = [ended for each in after for ended in self._ended(each)]
+        edges = self._edges(after)
         async with contextlib.nullcontext() if reuse else await self._limits(step):
             state = await run_task(options, attempt, edges)
-        self._runs[step.id] = Ended(state)
+        self._note(step.id, Ended(state))
         if state.is_cancelled():
             raise Interrupted
         result = await state.aresult(raise_on_failure=False)
@@ -104,24 +109,24 @@ class PrefectRunner:
         *,
         reuse: Callable[[], str],
     ) -> None:
-        """See engine.StepRunner. The result holds the members' outputs; a table lists the members."""
+        """See engine.StepRunner. A table lists the members; their outputs are in the journal, and nowhere twice."""
 
         ended: set[str] = set()
 
         async def listed() -> Any:
-            outputs = await attempt()
-            ended.update(outputs)
-            rows = [{"step": step.id, "operation": step.instruction.op, "ended": step.id in outputs} for step in steps]
-            await self._telling.tell(lambda: acreate_table_artifact(rows, description=f"{len(steps)} steps"))
+            ended.update(await attempt())
+            await self._telling.tell(partial(_list_members, steps, ended, self._run_id))
+            result = {"run": self._run_id, "steps": len(steps), "succeeded": len(ended)}
             why = reuse()
-            return done_before(outputs, why) if why else outputs
+            return done_before(result, why) if why else result
 
         name = f"{steps[0].id} and {len(steps) - 1} more"
         options = TaskOptions(BATCH, name, cache_key(self._run_id, BATCH, {"steps": [step.id for step in steps]}))
-        state = await run_task(options, listed, [ended for each in after for ended in self._ended(each)])
+        state = await run_task(options, listed, self._edges(after))
+        shown = Ended(state)
         for step in steps:
             if step.id in ended or step.id not in self._runs:  # it may have been given back, and had a run of its own
-                self._runs[step.id] = Ended(state)
+                self._note(step.id, shown)
         if state.is_cancelled():
             raise Interrupted
         result = await state.aresult(raise_on_failure=False)
@@ -136,10 +141,23 @@ class PrefectRunner:
         tell = self._telling.restored if name == ROLLBACK else None
         return await done_and_shown(once, lambda: undo_in_task(name, once, tell), SHOWING_SECONDS)
 
-    def _ended(self, step_id: str) -> Iterator[Ended]:
-        """A step's task run, or those of the steps that it became; none for a step that was skipped."""
-        if step_id in self._runs:
-            yield self._runs[step_id]
-        else:
-            inner = (f"{step_id}/", f"{step_id}[")
-            yield from (run for name, run in self._runs.items() if name.startswith(inner))
+    def _note(self, step_id: str, ended: Ended) -> None:
+        self._runs[step_id] = ended
+        for owner in owners(step_id):
+            if owner != step_id:
+                self._inside.setdefault(owner, {})[step_id] = ended
+
+    def _edges(self, after: Sequence[str]) -> list[Ended]:
+        """The task runs of these steps, or of those that they became, each once; a step that was skipped has none."""
+        return list(dict.fromkeys(ended for each in after for ended in self._ended(each)))
+
+    def _ended(self, step_id: str) -> Iterable[Ended]:
+        return [self._runs[step_id]] if step_id in self._runs else self._inside.get(step_id, {}).values()
+
+
+async def _list_members(steps: Sequence[Step], ended: Collection[str], run_id: str) -> None:
+    """A table of the members of a batch; of many, of those that have not ended first."""
+    shown = sorted(steps, key=lambda step: step.id in ended)[:MOST_LISTED]
+    rows = [{"step": each.id, "operation": each.instruction.op, "ended": each.id in ended} for each in shown]
+    more = "" if len(shown) == len(steps) else f", of which {len(shown)} are listed; `qo show {run_id}` lists all"
+    await acreate_table_artifact(rows, description=f"{len(steps)} steps{more}")
