@@ -8,8 +8,9 @@
 | 4 overlay | what it writes is kept apart first | this version does not have it |
 
 Programs run at the lowest level that is enough, and works: what they need is said by the policy and by how far their
-set is trusted. Those of trusted sets count on their caller's tools, caches and network, which higher levels take from
-them, and start in a seventh of the time. Invariant: nothing falls back to a level below what is needed.
+set is trusted. What a policy only prefers may be had in part, and that is said in the run. Those of trusted sets count
+on their caller's tools, caches and network, which higher levels take from them, and start in a seventh of the time.
+Invariant: nothing falls back to a level below what is needed.
 """
 
 from __future__ import annotations
@@ -48,15 +49,27 @@ def named_level(level: int) -> str:
     return f"{level} ({Level(level).name.lower()})"
 
 
-def level_for(needed: int) -> Level:
-    """The level of programs that need this one: the lowest that works here and is enough, or else the highest."""
+def level_for(needed: int, preferred: int = Level.NONE) -> Level:
+    """The level of programs that need one and prefer another: the lowest that works here and is enough for both, or
+    else the highest that works."""
     highest = Level.LIMITS
     for level in (Level.LIMITS, Level.LANDLOCK, Level.BUBBLEWRAP):
-        if level >= needed and not why_not(level):
-            return level
-        if level < needed and not why_not(level):
+        if not why_not(level):
             highest = level
+            if level >= max(needed, preferred):
+                break
     return highest
+
+
+def shortfall(needed: int, preferred: int) -> str:
+    """That programs run at a lower level than is preferred, and why; empty if they do not."""
+    reached = level_for(needed, preferred)
+    if reached >= preferred:
+        return ""
+    why = why_not(Level(preferred))
+    return (
+        f"scripts run at sandbox level {named_level(reached)}: level {named_level(preferred)} does not work here: {why}"
+    )
 
 
 def level_problem(needed: int) -> PolicyRefused | None:

@@ -128,6 +128,7 @@ SETTINGS = (
     Setting("approvals", "operations", Kind.ASK, (), "operations that need an approval, each time"),
     Setting("approvals", "files", Kind.ASK, (), "files that need an approval when they change"),
     Setting("sandbox", "require", Kind.LEVEL, 0, "scripts run at this level of the sandbox at least, or are refused"),
+    Setting("sandbox", "prefer", Kind.LEVEL, 0, "and at this one where it works, or else the highest that does"),
     Setting("snapshot", "exclude", Kind.FOLDERS, CACHES, "folders that no snapshot and no diff looks into", own=True),
     Setting("journal", "keep_days", Kind.NUMBER, 90, "for how long a run that has ended can be undone", own=True),
     Setting("journal", "keep_runs", Kind.NUMBER, 500, "for how many runs", own=True),
@@ -202,6 +203,7 @@ class Policy:
     limits_file_mb: int = 1024
     limits_memory_mb: int = 0
     limits_seconds: int = 0
+    sandbox_prefer: int = 0
     rules: tuple[Rule, ...] = ()
     untrusted_secrets: tuple[str, ...] = ()
     untrusted_network: bool = False

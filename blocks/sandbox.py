@@ -85,7 +85,8 @@ class CancelTokenLike(Protocol):
 class Processes:
     """Runs programs. Safe to use from several threads; costs nothing until the first run.
 
-    `require` is the level below which nothing is run (`[sandbox] require` in the policy). `lock` is a descriptor that
+    `require` is the level below which nothing is run (`[sandbox] require` in the policy), `prefer` the one that is had
+    where it works. `lock` is a descriptor that
     stays open, should this process die, until everything that it has run is ended; programs do not get it.
 
     `tied` programs end with what keeps them, by the kernel's hand. Those of which it is known that they change nothing
@@ -99,12 +100,14 @@ class Processes:
         self,
         *,
         require: int = Level.NONE,
+        prefer: int = Level.NONE,
         lock: int | None = None,
         tied: bool = True,
         limits: Limits = Limits(),
         root: Path | None = None,
     ) -> None:
         self.require = require
+        self.prefer = prefer
         self.limits = limits
         self.root = root
         self.protected: tuple[Path, ...] = ()
@@ -125,7 +128,7 @@ class Processes:
     @property
     def level(self) -> Level:
         """The level that programs run at here."""
-        return level_for(self.require)
+        return level_for(self.require, self.prefer)
 
     def run(
         self,

@@ -178,13 +178,16 @@ def _disk_space(home: Path) -> Check:
 
 
 def _sandbox(home: Path) -> Check:
-    needed = Policy.load(home / "policy.toml").sandbox_require
-    level = level_for(needed)
+    policy = Policy.load(home / "policy.toml")
+    needed, preferred = policy.sandbox_require, policy.sandbox_prefer
+    level = level_for(needed, preferred)
     reach = ", where they can reach whatever this user can" if level < Level.LANDLOCK else ""
     detail = f"scripts run at level {named_level(level)}{reach}"
     for each in (each for each in Level if each > Level.LIMITS):
         reason = why_not(each)
         detail += f"; level {named_level(each)} " + (f"does not work here: {reason}" if reason else "works here")
+    if level < preferred:
+        detail += f"; [sandbox] prefer = {preferred} is not reached"
     if level_for(UNTRUSTED_LEVEL) < UNTRUSTED_LEVEL:
         detail += "; scripts of sets that are not trusted are refused"
     if level >= needed:

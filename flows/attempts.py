@@ -238,7 +238,14 @@ class Attempts:
         kind = (guard.needed_level(effects), trust, may_change)
         if kind not in self._processes:
             root = self._workspace.root
-            made = Processes(require=kind[0], lock=lock, tied=may_change, limits=guard.limits, root=root)
+            made = Processes(
+                require=kind[0],
+                prefer=guard.policy.sandbox_prefer,
+                lock=lock,
+                tied=may_change,
+                limits=guard.limits,
+                root=root,
+            )
             self._processes.setdefault(kind, made)  # steps begin in several threads
         return self._processes[kind]
 

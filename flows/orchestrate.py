@@ -32,6 +32,7 @@ from quantum_orchestrator.blocks.errors import NeedsAttention, QuantumError, Usa
 from quantum_orchestrator.blocks.holdings import when_pruned
 from quantum_orchestrator.blocks.home import home, policy_path, refuse_own_run, workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
+from quantum_orchestrator.blocks.levels import shortfall
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.profile import Measured, Profile
 from quantum_orchestrator.blocks.workspace import Workspace
@@ -287,6 +288,8 @@ async def conduct(
         graph=request.graph,
     )
     run.observe(RunEvent(EventKind.RUN_STARTED, message=record.ui_url or "", op=record.id))
+    if lower := shortfall(opened.policy.sandbox_require, opened.policy.sandbox_prefer):
+        run.observe(RunEvent(EventKind.LOG, message=lower))
     signals.end(run)
     async with pages(run, telling) as executed:
         async with _watching_for_cancel(run):

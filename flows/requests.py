@@ -77,4 +77,4 @@ def sandbox_level(record: RunRecord, trust: Trust, policy: Policy) -> int:
     """The lowest level that any script of the run has run at, or will. The sets that it calls are trusted no more."""
     chosen = policy.for_untrusted() if trust is Trust.UNTRUSTED else policy
     earlier: int = record.options.get("sandbox", Level.OVERLAY)  # what went before a resume
-    return min(int(level_for(chosen.sandbox_require)), earlier)
+    return min(int(level_for(chosen.sandbox_require, chosen.sandbox_prefer)), earlier)

@@ -79,6 +79,16 @@ def test_a_kernel_without_enough_of_it_says_so_and_level_3_takes_its_place(
     assert level_for(2) is Level.LIMITS
 
 
+@works
+@pytest.mark.usefixtures("no_namespaces")
+def test_what_only_prefers_level_3_gets_the_best_that_works_and_says_so(tmp_path: Path) -> None:
+    assert Processes(prefer=3, root=tmp_path).level is Level.LANDLOCK
+    said = levels.shortfall(0, 3)
+    assert said.startswith("scripts run at sandbox level 2 (landlock): level 3 (bubblewrap) does not work here: ")
+    assert "no namespaces" in said
+    assert levels.shortfall(0, 2) == levels.shortfall(1, 0) == ""
+
+
 @pytest.mark.usefixtures("no_namespaces")
 def test_what_needs_level_3_never_falls_back_to_it() -> None:
     problem = levels.level_problem(3)

@@ -57,7 +57,7 @@ def test_an_empty_list_is_not_the_default(tmp_path: Path) -> None:
     [
         ("[gti]\n", "unknown table [gti]", "did you mean 'git'?"),
         ("[git]\nprotocol = []\n", "unknown setting 'protocol' in [git]", "did you mean 'protocols'?"),
-        ("[sandbox]\nzzz = 1\n", "unknown setting 'zzz' in [sandbox]", "there are: require"),
+        ("[sandbox]\nzzz = 1\n", "unknown setting 'zzz' in [sandbox]", "there are: require, prefer"),
         ("[journal]\nkeep_day = 1\n", "unknown setting 'keep_day' in [journal]", "did you mean 'keep_days'?"),
         ("[git]\nprotocols = ['htps']\n", "unknown protocol 'htps'", "did you mean 'https'?"),
         ("[git]\nprotocols = ['ext']\n", "unknown protocol 'ext'", ""),

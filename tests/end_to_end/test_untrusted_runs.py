@@ -15,11 +15,10 @@ pytestmark = pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(
 
 
 @pytest.fixture
-def required(user: Path) -> Iterator[None]:
-    """A policy that confines all scripts."""
+def policy(user: Path) -> Iterator[Path]:
+    """Where the policy of this machine stands."""
     place = home() / "policy.toml"
-    place.write_text("[sandbox]\nrequire = 3\n")
-    yield
+    yield place
     place.unlink()
 
 
@@ -44,10 +43,18 @@ def test_a_trusted_set_runs_at_level_one(qo: Qo) -> None:
     assert qo.files["seen"] == "private\n"
 
 
-@pytest.mark.usefixtures("required")
-def test_unless_the_policy_requires_more(qo: Qo) -> None:
+def test_unless_the_policy_requires_more(qo: Qo, policy: Path) -> None:
+    policy.write_text("[sandbox]\nrequire = 3\n")
     (qo.folder / "private").write_text("private\n")
     tidy = {"id": "tidy", "op": "quality.lint", "with": {"paths": ["x.py"], "fix": True}}
     code = {"id": "code", "op": "file.write", "with": {"path": "x.py", "content": "x = 1\n"}}
     assert qo("run", qo.set(code, LOOK, tidy), "--json").exits(0).json["sandbox_level"] == 3
     assert qo.files["seen"] == "nothing\n"
+
+
+def test_a_level_that_is_only_preferred_and_does_not_work_is_told_with_the_one_that_is_had(
+    qo: Qo, policy: Path
+) -> None:
+    policy.write_text("[sandbox]\nprefer = 4\n")
+    assert qo("run", qo.set(LOOK), "--json").exits(0).json["sandbox_level"] == 3
+    qo("logs").exits(0).prints("scripts run at sandbox level 3 (bubblewrap): level 4 (overlay) does not work here: ")

@@ -175,6 +175,14 @@ class TestScriptsOfUntrustedSets:
             assert step.outputs is not None
             assert (step.status, step.outputs["stdout"], step.outputs["changed"]) == ("succeeded", content, ["made"])
 
+    def test_those_of_trusted_sets_run_at_the_level_that_the_policy_prefers(self, bench: Bench) -> None:
+        for level in (0, 3):
+            bench.policy = policy(sandbox_prefer=level)
+            assert bench.run(shell("s", "ls -d /boot /var || true"), run_id=f"r{level}").status is RunStatus.COMMITTED
+            outputs = bench.journal.steps(f"r{level}")["s"].outputs
+            assert outputs is not None
+            assert ("/var" in outputs["stdout"]) is (level == 0)
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
