@@ -1,4 +1,7 @@
-"""What somebody wants run, and the record that a run begins with. Knows no Prefect."""
+"""What somebody wants run, and the record that a run begins with.
+
+Both are the same whether Prefect is needed for the run or not, so this knows nothing of it, and does nothing but read.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a run says, a line an event, in the journal's folder: what `qo logs` shows. Knows no Prefect."""
+"""What a run says, a line an event, in the journal's folder: what `qo logs` shows.
+
+The file only grows, and a run that goes on goes on in it. Knows no Prefect.
+"""
 
 from __future__ import annotations
 
