@@ -177,7 +177,7 @@ def _workspace(view: View) -> Iterator[str]:
     if git.is_symlink():
         raise OperationError(f"{git} is a symbolic link: it cannot be protected at sandbox level 3")
     for place in (git, *view.protected) if view.writable else ():
-        if place.exists():
+        if place.exists() and not place.is_symlink():  # or bubblewrap would show what the link leads to
             yield from _read_only(place)
     for folder in view.folders:
         yield from ("--bind", str(folder), str(folder))

@@ -70,6 +70,18 @@ def test_places_in_the_workspace_can_be_protected(processes: Processes, tmp_path
     assert shell(processes, "rm -r cache", tmp_path).exit_code == 0
 
 
+def test_a_protected_place_that_is_a_link_shows_nothing_of_where_it_leads(
+    processes: Processes, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    private = tmp_path_factory.mktemp("private")
+    (private / "secret").write_text("secret")
+    (tmp_path / "cache").symlink_to(private)
+    done = shell(
+        processes.protecting([tmp_path / "cache"]), "echo begun; ls cache/; find / -name secret; true", tmp_path
+    )
+    assert (done.exit_code, done.stdout) == (0, b"begun\n")
+
+
 def test_another_folder_can_be_granted(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> None:
     root, other = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("other")
     done = Processes(require=3, root=root).run(
