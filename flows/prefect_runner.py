@@ -1,4 +1,4 @@
-"""Carries out the steps of a run as Prefect tasks, and shows as tasks what is undone; see `engine.StepRunner`.
+"""Carries out the steps of a run as Prefect tasks, and shows as tasks what is undone; see `run_settings.StepRunner`.
 
 Knows what an instruction says of its task, and which task runs it comes after. The journal decides what runs: a step
 that it holds as done comes here as well, so that its task run says Cached.
@@ -18,8 +18,8 @@ from prefect.artifacts import acreate_table_artifact
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, TimedOut
 from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.books import owners
-from quantum_orchestrator.flows.engine import Attempt
 from quantum_orchestrator.flows.plan import Step
+from quantum_orchestrator.flows.run_settings import Attempt
 from quantum_orchestrator.flows.telling import Telling
 from quantum_orchestrator.flows.undoing import ROLLBACK
 from quantum_orchestrator.tasks.prefect_task import (
@@ -44,7 +44,7 @@ end of a run for Prefect to hear of it."""
 
 
 class PrefectRunner:
-    """Runs steps as Prefect tasks; see engine.StepRunner."""
+    """Runs steps as Prefect tasks; see run_settings.StepRunner."""
 
     def __init__(self, run_id: str, telling: Telling) -> None:
         self._run_id = run_id
@@ -55,7 +55,7 @@ class PrefectRunner:
         self._global: dict[str, Once[int | None]] = {}
 
     async def run(self, step: Step, attempt: Attempt, after: Sequence[str], *, reuse: str) -> Outputs:
-        """See engine.StepRunner."""
+        """See run_settings.StepRunner."""
         instruction = step.instruction
         options = TaskOptions(
             operation=instruction.op,
@@ -109,7 +109,7 @@ class PrefectRunner:
         *,
         reuse: Callable[[], str],
     ) -> None:
-        """See engine.StepRunner. A table lists the members; their outputs are in the journal, and nowhere twice."""
+        """See run_settings.StepRunner. A table lists the members; their outputs are in the journal alone."""
 
         ended: set[str] = set()
 
@@ -134,7 +134,7 @@ class PrefectRunner:
             raise result
 
     async def undo(self, name: str, work: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
-        """See engine.StepRunner. Prefect may refuse the task run, or be gone: the work is done all the same."""
+        """See run_settings.StepRunner. Prefect may refuse the task run, or be gone: the work is done all the same."""
         once = Once(work)
         if self._telling.lost:
             return await once()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_engine import Bench, shell, write
 
-from quantum_orchestrator.flows import engine, script_batches
+from quantum_orchestrator.flows import pool, script_batches
 from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.engine import Run
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus
@@ -159,7 +159,7 @@ def test_much_output_ends_a_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_slow_script_does_not_hold_up_those_behind_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "RELIEF_SECONDS", 0.2)
+    monkeypatch.setattr(pool, "RELIEF_SECONDS", 0.2)
     slow = quiet("slow", "while [ ! -e ../go ]; do sleep 0.01; done")
     after = quiet("after", "touch ../go", needs=["quick"])
     assert bench.run(quiet("quick"), slow, *quiets(3), after, timeout=30).status is RunStatus.COMMITTED
@@ -170,7 +170,7 @@ def test_a_slow_script_does_not_hold_up_those_behind_it(bench: Bench, monkeypatc
 def test_what_waits_for_one_that_has_ended_does_not_wait_for_its_batch(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "RELIEF_SECONDS", 0.2)
+    monkeypatch.setattr(pool, "RELIEF_SECONDS", 0.2)
     slow = quiet("slow", "while [ ! -e ../workspace/x ]; do sleep 0.01; done")
     assert bench.run(quiet("quick"), slow, write("w", "x", needs=["quick"]), timeout=30).status is RunStatus.COMMITTED
 
