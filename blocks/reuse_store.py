@@ -59,6 +59,19 @@ class Remembered:
     """Of files in `reads` and `leaves`; see StampedTree."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Rows that nobody has used since a moment, and the bytes that they take; a file that cannot be read is all of
+    it, without a row."""
+
+    rows: int = 0
+    size: int = 0
+    since: float = 0.0
+
+
+NOTHING = Unused()
+
+
 class ReuseStore:
     """The steps that are remembered of one workspace."""
 
@@ -89,8 +102,7 @@ class ReuseStore:
         try:
             self._save(set_name, rows, used)
         except sqlite3.DatabaseError:
-            for path in self.path.parent.glob(f"{FILE}*"):
-                path.unlink(missing_ok=True)
+            self._remove()
             self._save(set_name, rows, used)
 
     def _save(self, set_name: str, rows: Mapping[str, str], used: Iterable[str]) -> None:
@@ -112,6 +124,40 @@ class ReuseStore:
                 beyond = f"SELECT set_name, step FROM ({sums}) WHERE total > ?"  # noqa: S608
                 database.execute(f"DELETE FROM steps WHERE (set_name, step) IN ({beyond})", (MOST_BYTES // 2,))  # noqa: S608
             database.execute("COMMIT")
+
+    def unused(self, before: float) -> Unused:
+        """What nobody has used since a moment."""
+        if not self.path.exists():
+            return NOTHING
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"{self.path.as_uri()}?mode=ro", timeout=1.0, uri=True)
+            ) as database:
+                if database.execute("PRAGMA user_version").fetchone() == (VERSION,):
+                    counted = "SELECT count(*), coalesce(sum(length(body)), 0) FROM steps WHERE used_at < ?"
+                    rows, size = database.execute(counted, (before,)).fetchone()
+                    return Unused(rows, size, before) if rows else NOTHING
+        except _FAILURES:
+            pass
+        return Unused(0, self.path.stat().st_size)
+
+    def forget(self, unused: Unused) -> None:
+        """Forget it, and give back the room. A file that cannot be read goes as a whole."""
+        if unused == NOTHING:
+            return
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=1.0, isolation_level=None)) as database:
+                if database.execute("PRAGMA user_version").fetchone() == (VERSION,):
+                    database.execute("DELETE FROM steps WHERE used_at < ?", (unused.since,))
+                    database.execute("VACUUM")
+                    return
+        except _FAILURES:
+            pass
+        self._remove()
+
+    def _remove(self) -> None:
+        for path in self.path.parent.glob(f"{FILE}*"):
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

@@ -12,7 +12,6 @@ There is no traceback without -v. This module must stay cheap to import: it is t
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import signal
 import sys
@@ -127,9 +126,6 @@ PARENTS = {
 
 Printer = Callable[[dict[str, Any]], None]
 _FLAGS = ("-q", "--quiet", "-v", "--verbose", "--no-color", "--json", "--json-stream")
-YOUNG_OBJECTS = 50_000
-"""Before Python looks for garbage among them. Nearly all that a command makes, a large set for instance, stays until
-its end: looking through it again and again takes more than a tenth of a run of many steps."""
 _SPACE_AND_PERMISSIONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -180,7 +176,6 @@ def main() -> NoReturn:
 
 def carry_out(arguments: Sequence[str]) -> int:
     """Carry out one command line as this process's own; its exit code."""
-    gc.set_threshold(YOUNG_OBJECTS)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # one way to end in order
     return invoke(arguments)
 

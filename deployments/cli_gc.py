@@ -69,7 +69,7 @@ class Cleared:
             "reason": self.reason,
             "bytes": self.size,
             "runs": list(removal.runs) if removal else [],
-            "bytes_of": {"contents": removal.contents, **parts} if removal else {},
+            "bytes_of": {"contents": removal.contents, **parts, "reuse": removal.remembered.size} if removal else {},
         }
 
 
@@ -90,8 +90,9 @@ def gc(
     """Forget the before-images of runs that have ended, by age, number and size.
 
     Such a run stays in the history, but can be neither undone nor shown as a
-    diff. Old logs, put-aside versions and leftovers of crashes go with them.
-    An unfinished run loses nothing.
+    diff. Old logs, put-aside versions and leftovers of crashes go with them,
+    and what steps were reused by, if no run has used it for so long. An
+    unfinished run loses nothing.
     """
     if all_ and workspace is not None:
         raise UsageError("--all and --workspace exclude each other")
@@ -315,6 +316,10 @@ def _parts(removal: Removal, *, whole: bool) -> str:
         count = len(getattr(removal, name))
         if count:
             parts.append(plural(count, noun))
+    if removal.remembered.rows:
+        parts.append(f"what {plural(removal.remembered.rows, 'step')} could have been reused by")
+    elif removal.remembered.size:
+        parts.append("a store for reuse that cannot be read")
     return ", ".join(parts)
 
 

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,6 +72,7 @@ CANCEL_SECONDS = 0.1
 Parallel = Annotated[int | None, Parameter(validator=validators.Number(gte=1), help="How many steps may run at once.")]
 NoWait = Annotated[bool, Parameter(name="--no-wait", help="Do not wait for another run in the same workspace: exit 4.")]
 Yes = Annotated[bool, Parameter(name=("--yes", "-y"), help="Give every approval in advance; not for untrusted sets.")]
+Check = Annotated[bool, Parameter(help="Only show what would change, as `qo plan` does; --no-cache and --force count.")]
 ShowDiff = Annotated[bool, Parameter(name="--diff", help="Print what the run has changed, as a git patch.")]
 
 
@@ -86,7 +87,7 @@ def run(
     on_failure: Annotated[
         Failure | None, Parameter(help="What becomes of the effects when a step fails; beats the set's.")
     ] = None,
-    check: Annotated[bool, Parameter(help="Only show what would change, as `qo plan` does.")] = False,
+    check: Check = False,
     diff: ShowDiff = False,
     yes: Yes = False,
     untrusted: Untrusted = False,
@@ -111,44 +112,28 @@ def run(
     Exit codes: 0 done, 1 failed and rolled back, 3 invalid, 4 somebody must
     look at it, 5 awaiting approval, 130 interrupted.
     """
-    screen = talk.screen
     refuse_mixtures(json_stream, {"--json": json_, "--diff": diff, "--check": check})
     if (file is None) == (plan is None):
         raise UsageError("needs either FILE or --plan PLAN", hint="`qo run --help` shows examples")
-    named = file or plan or ""
-    screen.note(f"{named}: checking")
-    screen.flush()
+    given = Given(file or plan or "", input, inputs_file, workspace, untrusted=untrusted, check=check)
     options = Options(
-        parallel,
-        on_failure,
-        diff=diff,
-        yes=yes,
-        wait=not no_wait,
-        json=json_,
-        json_stream=json_stream,
-        follow=follow,
-        no_cache=no_cache,
-        force=force,
+        parallel, on_failure, diff, yes, not no_wait, json_, json_stream, follow, no_cache=no_cache, force=force
     )
-    if plan is not None:
-        if input or inputs_file or check or untrusted:
-            raise UsageError(
-                "a plan holds its inputs: --plan goes without --input, --inputs-file, --check and --untrusted"
-            )
-        return _run_plan(screen, plan, workspace, options)
-    text = read_source(named)
-    old = _older_block(text, named)
-    if old is not None:
-        refuse_mixtures(json_stream, {"an instruction block in the older format": True})
-        return _run_older(screen, old, named, given_inputs(input, inputs_file), workspace_root(workspace), options)
-    source = load_source(named, text, untrusted=untrusted)
-    inputs = resolved_inputs(source.document, input, inputs_file)
-    root = workspace_root(workspace, source.document)
-    if check:
-        from quantum_orchestrator.deployments.cli_sets import show_plan
+    talk.screen.note(f"{given.file}: checking")
+    talk.screen.flush()
+    return _run_file(talk.screen, given, options) if plan is None else _run_plan(talk.screen, given, options)
 
-        return show_plan(screen, source, inputs, root, as_json=json_)
-    return _run_source(screen, source, inputs, root, options)
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line names to be run, with what and where; with `check` it is only shown."""
+
+    file: str
+    inputs: Sequence[str]
+    inputs_file: str | None
+    workspace: str | None
+    untrusted: bool
+    check: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,19 +191,35 @@ def refuse_mixtures(json_stream: bool, others: Mapping[str, bool]) -> None:
 # Instruction sets and plans.
 
 
-def _run_source(screen: Screen, source: Source, inputs: Mapping[str, Any], root: Path, options: Options) -> int:
+def _run_file(screen: Screen, given: Given, options: Options) -> int:
+    text = read_source(given.file)
+    old = _older_block(text, given.file)
+    if old is not None:
+        refuse_mixtures(options.json_stream, {"an instruction block in the older format": True})
+        values = given_inputs(given.inputs, given.inputs_file)
+        return _run_older(screen, old, given.file, values, workspace_root(given.workspace), options)
+    source = load_source(given.file, text, untrusted=given.untrusted)
+    inputs = resolved_inputs(source.document, given.inputs, given.inputs_file)
+    root = workspace_root(given.workspace, source.document)
     options.require_steps(source.document)
+    if given.check:
+        from quantum_orchestrator.deployments.cli_sets import show_plan
+
+        return show_plan(screen, source, inputs, root, as_json=options.json, wishes=options.wishes)
     graph = build_graph(source, inputs)
     conduct = Conductor(screen, made_root(root), options, source=_place(source.file))
     return conduct.start(source.document, inputs, graph)
 
 
-def _run_plan(screen: Screen, plan: str, workspace: str | None, options: Options) -> int:
+def _run_plan(screen: Screen, given: Given, options: Options) -> int:
     from quantum_orchestrator.deployments.planning import tree_of
     from quantum_orchestrator.flows.plan_file import parse
 
+    if given.inputs or given.inputs_file or given.check or given.untrusted:
+        raise UsageError("a plan holds its inputs: --plan goes without --input, --inputs-file, --check and --untrusted")
+    plan = given.file
     made = parse(read_source(plan), plan)
-    root = workspace_root(workspace or made.workspace)
+    root = workspace_root(given.workspace or made.workspace)
     with tree_of(root) as tree:
         made.check(tree)  # before a server is started for nothing
     options.require_steps(made.document)

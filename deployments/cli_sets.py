@@ -35,6 +35,7 @@ from quantum_orchestrator.deployments.screen import Screen, aligned, plural
 
 if TYPE_CHECKING:
     from quantum_orchestrator.deployments.planning import Plan
+    from quantum_orchestrator.flows.reusing import Wishes
     from quantum_orchestrator.tasks.operation import AnyOperation
 
 GraphFormat = Literal["mermaid", "dot"]
@@ -126,11 +127,12 @@ def show_plan(
     output: str | None = None,
     detailed_exitcode: bool = False,
     as_json: bool = False,
+    wishes: Wishes | None = None,
 ) -> int:
     """Plan, and print it; the exit code."""
     from quantum_orchestrator.deployments import planning
 
-    made = planning.make_plan(source, inputs, root)
+    made = planning.make_plan(source, inputs, root, wishes)
     if as_json:
         screen.document(planning.plan_json(made, explain=explain))
     else:

@@ -37,7 +37,7 @@ from quantum_orchestrator.flows.plan_file import PlanFile, RecordingTree, predic
 from quantum_orchestrator.flows.prediction import PredictedStep, Prediction, predict
 from quantum_orchestrator.flows.results import StepStatus
 from quantum_orchestrator.flows.reuse import may_be_asked_for
-from quantum_orchestrator.flows.reusing import Memory
+from quantum_orchestrator.flows.reusing import Memory, Reusing, Wishes
 from quantum_orchestrator.tasks.operation import Unknown
 
 MOST_EDGES_NAMED = 5
@@ -89,15 +89,18 @@ def tree_of(root: Path) -> Iterator[Tree]:
         held.check()
 
 
-def make_plan(source: Source, inputs: Mapping[str, Any], root: Path) -> Plan:
-    """Plan a set. Raises InvalidInput where its steps have no order, or the policy refuses one of them."""
+def make_plan(source: Source, inputs: Mapping[str, Any], root: Path, wishes: Wishes | None = None) -> Plan:
+    """Plan a set. Raises InvalidInput where its steps have no order, or the policy refuses one of them.
+
+    `wishes` are what a run would be told of reuse.
+    """
     refuse_overlap(root)
     document, graph = source.document, build_graph(source, inputs)
     with tree_of(root) as tree:
         policy = Policy.load(policy_path())
-        seen, memory = _with_memory(document, graph, root, tree, policy)
+        seen, reusing = _with_memory(document, graph, root, tree, policy, wishes or Wishes())
         recording = RecordingTree(seen)
-        prediction = predict(graph, recording, policy=policy, judge=None if memory is None else memory.verdict)
+        prediction = predict(graph, recording, policy=policy, judge=None if reusing is None else reusing.verdict)
         content_of = _Contents(prediction, tree)
         plan = Plan(
             document,
@@ -114,13 +117,14 @@ def make_plan(source: Source, inputs: Mapping[str, Any], root: Path) -> Plan:
 
 
 def _with_memory(
-    document: InstructionSet, graph: Graph, root: Path, tree: Tree, policy: Policy
-) -> tuple[Tree, Memory | None]:
+    document: InstructionSet, graph: Graph, root: Path, tree: Tree, policy: Policy, wishes: Wishes
+) -> tuple[Tree, Reusing | None]:
     """The tree, and what earlier runs there have left to be reused, if any step may ask for it."""
-    if not isinstance(tree, DiskTree) or not may_be_asked_for(document, graph):
+    if not isinstance(tree, DiskTree) or not wishes.enabled or not may_be_asked_for(document, graph):
         return tree, None
     stamped = StampedTree(tree.folder, tree.umask)
-    return stamped, Memory(document, workspace_home(root), stamped, Exclusions(policy.snapshot_exclude))
+    memory = Memory(document, workspace_home(root), stamped, Exclusions(policy.snapshot_exclude))
+    return stamped, Reusing("", graph, memory, wishes)
 
 
 def expected(plan: Plan) -> Forecast | None:

@@ -25,6 +25,7 @@ from quantum_orchestrator.blocks.errors import QuantumError, StateError
 from quantum_orchestrator.blocks.holdings import PRUNED_AT, Holder, Holdings, Leftover, glance, look
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.reuse_store import NOTHING, ReuseStore, Unused
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.instruction_set import InstructionSet
 from quantum_orchestrator.flows.plan import expand
@@ -63,6 +64,8 @@ class Removal:
     aside: tuple[Leftover, ...] = ()
     objects: tuple[Leftover, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
+    remembered: Unused = NOTHING
+    """Of what steps are reused by."""
 
     @property
     def files(self) -> list[Leftover]:
@@ -72,10 +75,10 @@ class Removal:
     @property
     def size(self) -> int:
         """In all."""
-        return self.contents + sum(each.size for each in self.files)
+        return self.contents + sum(each.size for each in self.files) + self.remembered.size
 
     def __bool__(self) -> bool:
-        return bool(self.runs or self.contents or self.files)
+        return bool(self.runs or self.contents or self.files or self.remembered.size)
 
 
 # Choosing.
@@ -103,6 +106,7 @@ def choose(journal: Journal, limits: Limits, *, now: float, keep: str = "", most
         tuple(aside),
         tuple(held.unneeded_objects(chosen)),
         (*(each for each in held.aside if not each.run_id), *drafts),
+        ReuseStore(journal.folder).unused(now - limits.seconds),
     )
 
 
@@ -174,7 +178,8 @@ def carry_out(journal: Journal, removal: Removal, *, now: float) -> int:
     for each in removal.files:
         freed += each.size
         _remove(each.path)
-    return freed
+    ReuseStore(journal.folder).forget(removal.remembered)
+    return freed + removal.remembered.size
 
 
 def _remove(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from commands import Said
 from quantum_orchestrator.blocks.errors import UsageError
 from quantum_orchestrator.blocks.home import home, workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord, StepRecord
+from quantum_orchestrator.blocks.reuse_store import ReuseStore
 from quantum_orchestrator.blocks.tree import Overlay
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.deployments import cli
@@ -249,3 +252,38 @@ class HeldBySomebodyElse:
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
+
+
+# What steps are reused by.
+
+
+def remembered(root: Path, **rows_of_days: int) -> ReuseStore:
+    """A store in which steps were last used so many days ago."""
+    store = ReuseStore(workspace_home(root))
+    store.save("test", dict.fromkeys(rows_of_days, "x" * 1000))
+    with contextlib.closing(sqlite3.connect(store.path)) as database, database:
+        for step, days in rows_of_days.items():
+            used = (time.time() - days * DAY, step)
+            database.execute("UPDATE steps SET used_at = ? WHERE step = ?", used)
+    return store
+
+
+def test_what_steps_could_be_reused_by_is_forgotten_when_no_run_has_used_it_for_long(three: Here) -> None:
+    work = three.folder / "work"
+    store = remembered(work, old=60, older=70, new=1)
+    would = three.qo("gc", "--older-than", "30d", "--dry-run", "--json").json
+    assert set(store.load("test")) == {"old", "older", "new"}
+    said = three.qo("gc", "--older-than", "30d", "--keep", "9").exits(0)
+    said.prints("what 2 steps could have been reused by")
+    assert list(store.load("test")) == ["new"]
+    assert would["workspaces"][0]["bytes_of"]["reuse"] == 2000
+    three.qo("gc", "--older-than", "30d").exits(0).prints("nothing to remove")
+
+
+def test_a_store_for_reuse_that_cannot_be_read_goes_and_the_next_run_makes_another(three: Here) -> None:
+    store = remembered(three.folder / "work", new=1)
+    store.path.write_bytes(b"no database" * 100)
+    three.qo("gc", "--dry-run").exits(0).prints("a store for reuse that cannot be read")
+    assert store.path.exists()
+    three.qo("gc").exits(0).prints("a store for reuse that cannot be read")
+    assert not store.path.exists()

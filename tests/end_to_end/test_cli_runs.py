@@ -70,6 +70,9 @@ class TestARunThatCommits:
         qo("run", "--plan", "../p.plan").exits(4).says("the workspace has moved on since the plan was made: note.txt")
 
 
+CHOICES: tuple[tuple[str, ...], ...] = ((), ("--no-cache",), ("--force", "note"))
+
+
 class TestASecondRun:
     def test_it_reuses_what_has_not_changed_unless_told_otherwise(self, qo: Qo) -> None:
         again = qo.set(NOTE, cache=True)
@@ -80,6 +83,10 @@ class TestASecondRun:
 
         first = qo("run", again, "--json").exits(0).json["run_id"]
         assert how() == ("reused", f"inputs unchanged since run {first}")
+        planned = {option: qo("run", again, "--check", *option).exits(0).out for option in CHOICES}
+        assert "✓ note  file.write note.txt  reused: inputs unchanged" in planned[()]
+        assert "reused" not in planned[("--no-cache",)] + planned[("--force", "note")]
+        qo("run", again, "--check", "--force", "noet").exits(3).says("did you mean 'note'?")
         assert how("--no-cache") == ("succeeded", "")
         assert how("--force", "note") == ("succeeded", "forced")
         said = qo("run", again).exits(0).prints("0 files changed")
