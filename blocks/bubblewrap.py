@@ -82,14 +82,17 @@ def executable() -> Path | None:
 
 
 def search_path(view: View, given: str) -> str:
-    """Those of the folders on a PATH that are there inside."""
+    """Those of the folders on a PATH that are there inside; last, that of the Python that runs this."""
     return _search_path(view.root, view.folders, view.cwd, given) or os.devnull  # an empty one means the current folder
 
 
 @lru_cache(maxsize=64)
 def _search_path(root: Path, folders: tuple[Path, ...], cwd: Path, given: str) -> str:
     view = View(root, cwd, folders=folders)
-    return os.pathsep.join(folder for folder in given.split(os.pathsep) if is_visible(view, cwd / folder))
+    folders_there = [
+        folder for folder in (*given.split(os.pathsep), f"{sys.prefix}/bin") if is_visible(view, cwd / folder)
+    ]
+    return os.pathsep.join(dict.fromkeys(folders_there))
 
 
 def is_visible(view: View, place: Path) -> bool:
@@ -100,7 +103,8 @@ def is_visible(view: View, place: Path) -> bool:
 
 def boxed(bwrap: Path, program: str, argv: Sequence[str], view: View, env: Mapping[str, str]) -> Boxed:
     """How `program` runs inside. Raises OperationError where this view of the machine cannot be had."""
-    inside = {**env, "HOME": HOME, "TMPDIR": TEMPORARY}
+    path = search_path(view, env.get("PATH", os.defpath))
+    inside = {**env, "PATH": path, "HOME": HOME, "TMPDIR": TEMPORARY}
     obeyed = {name: value for name, value in inside.items() if _is_obeyed(name)}
     command = [str(bwrap), *_isolation(view), *_machine(view.network), *_workspace(view), "--chdir", str(view.cwd)]
     for name, value in obeyed.items():

@@ -46,8 +46,14 @@ def test_its_home_and_temporary_folder_are_empty_and_its_own(processes: Processe
 
 
 def test_the_python_that_runs_this_is_there(processes: Processes, tmp_path: Path) -> None:
-    done = processes.run([sys.executable, "-c", "import pydantic, ssl, pwd; print(0)"], cwd=tmp_path, env={})
+    code = "import pydantic, ssl, pwd; print(0)"
+    done = processes.run(["python", "-c", code], cwd=tmp_path, env={"PATH": "/root/.pyenv/shims"})
     assert (done.stdout, done.stderr) == (b"0\n", b"")
+
+
+def test_on_its_path_is_what_is_there(processes: Processes, tmp_path: Path) -> None:
+    seen = shell(processes, 'echo "$PATH"', tmp_path, PATH=f"/root/bin:{tmp_path}:/usr/bin:/bin").stdout.decode()
+    assert seen == f"{tmp_path}:/usr/bin:/bin:{sys.prefix}/bin\n"
 
 
 def test_no_descriptor_of_the_engine_reaches_it(processes: Processes, tmp_path: Path) -> None:
