@@ -122,8 +122,9 @@ async def pages(run: Run, telling: Telling) -> AsyncIterator[asyncio.Event]:
 
 
 def _percent(run: Run) -> float:
-    ended = sum(result.status is not StepStatus.RUNNING for result in run.books.results.values())
-    total = max(len(run.graph.steps), len(run.books.results), 1)
+    results = tuple(run.books.results.values())  # at once: the steps' threads go on adding to them
+    ended = sum(result.status is not StepStatus.RUNNING for result in results)
+    total = max(len(run.graph.steps), len(results), 1)
     return round(100.0 * ended / total, 1)
 
 

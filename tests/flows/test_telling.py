@@ -10,6 +10,7 @@ import pytest
 from test_engine import Bench, write
 
 from quantum_orchestrator.flows.engine import Run
+from quantum_orchestrator.flows.results import StepResult, StepStatus
 from quantum_orchestrator.flows.telling import Telling, pages
 
 
@@ -64,3 +65,28 @@ def test_the_pages_are_told_when_the_run_ends_in_an_error_too(run: Run) -> None:
     with pytest.raises(ZeroDivisionError):
         asyncio.run(go(server))
     assert sorted(server.heard) == ["100 %", "plan"]
+
+
+def test_the_bar_is_moved_while_the_threads_of_steps_put_down_results(run: Run) -> None:
+    class Looked(StepResult):
+        """One that another ends beside while it is looked at, as a thread may at any moment."""
+
+        @property  # type: ignore[override]
+        def status(self) -> StepStatus:
+            results[f"s{len(results)}"] = StepResult("s", "file.write", StepStatus.SUCCEEDED)
+            return StepStatus.SUCCEEDED
+
+        @status.setter
+        def status(self, _value: StepStatus) -> None:
+            pass
+
+    async def go() -> list[str]:
+        server = SlowServer()
+        server.answers.set()
+        async with pages(run, server) as executed:
+            executed.set()
+        return server.heard
+
+    results = run.books.results
+    results["a"] = Looked("a", "file.write", StepStatus.SUCCEEDED)
+    assert "100 %" in asyncio.run(go())
