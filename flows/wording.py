@@ -39,10 +39,10 @@ PATTERNS = {
     document.DURATION_PATTERN: 'is no duration; write seconds as a number, or a text such as "250ms", "90s", "1h30m"',
     document.LONE_EXPRESSION_PATTERN: "is no expression; write ${{ … }} around it",
 }
-NOT_YET = {
-    "sandbox": "this version does not have sandbox levels yet; leave it out",
+ELSEWHERE = {
+    "sandbox": "`[sandbox]` in policy.toml says how far scripts are confined; leave it out",
 }
-"""Keys of the format that this version does not act on, and therefore refuses."""
+"""Keys of the format for what is not a set's to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _unknown_keys(error: ValidationError, parts: Parts, near: Nearest) -> Iterat
         if key in known or any(re.search(pattern, key) for pattern in patterns):
             continue
         message = f"{shown(key)} {PATTERNS[patterns[0]]}" if patterns and patterns[0] in PATTERNS else ""
-        hint = NOT_YET.get(key) or near(key, known) or (f"known are {', '.join(known)}" if known else "")
+        hint = ELSEWHERE.get(key) or near(key, known) or (f"known are {', '.join(known)}" if known else "")
         yield Problem((*parts, key), message or f"unknown key {shown(key)}", "" if message else hint, at_key=True)
 
 

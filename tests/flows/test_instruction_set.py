@@ -423,8 +423,8 @@ def test_an_unknown_operation_comes_with_a_hint(op: str, hint: str) -> None:
     assert the_fault(a_set({"id": "a", "op": op})).hint == hint
 
 
-def test_keys_that_come_later_are_refused_with_a_hint() -> None:
-    assert "does not have" in the_fault(a_set(sandbox=1)).hint
+def test_keys_for_what_is_not_a_sets_to_say_are_refused_with_a_hint() -> None:
+    assert "`[sandbox]` in policy.toml" in the_fault(a_set(sandbox=1)).hint
 
 
 def test_what_cannot_be_reused_says_so() -> None:
