@@ -80,7 +80,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             measure.settled(home)
             bench = Bench(folder, home, options)
             if options.repeat > 1:
-                bench.warm_up([bench.ours(), bench.ours(ALONE), *map(bench.peer, peers)])
+                bench.warm_up([bench.ours(), bench.ours(ALONE)])
+                bench.check_scripts(list(map(bench.peer, peers)))
             for ids, found in (  # generators: nothing is measured before it is asked for
                 ({"P1"}, _hello(bench, peers)),
                 ({"P2"}, _first_run(bench, peers)),

@@ -19,10 +19,11 @@ ESSENTIAL = ("Prefect", "DBOS", "Snakemake", "Dagster", "doit", "make", "bare lo
 HOW = """
 Whole processes, wall time, medians; in brackets how many repetitions there were and how far they lie apart. The order
 of the programs turns with each repetition, each has a new folder, and the files and their bytes are checked afterwards
-(`/bin/true` leaves nothing that could be); a second run must not have written a file again. Two jobs at a time where
-a program has the choice. Programs and their libraries are in the page cache, and compiled. A program that fails, or
-was stopped at its time limit (`>`), says so; one that would take minutes was given less of the work, and its time is
-scaled (`≈`): what one item takes, and the rest in proportion, which is in its favour where it grows faster than that.
+(`/bin/true` leaves nothing: that each script runs once was seen before, of peers, with one that leaves a mark); a
+second run must not have written a file again. Two jobs at a time where a program has the choice. Programs and their
+libraries are in the page cache, and compiled. A program that fails, or was stopped at its time limit (`>`), says so;
+one that would take minutes was given less of the work, and its time is scaled (`≈`): what one item takes, and the rest
+in proportion, which is in its favour where it grows faster than that. Who has taken six seconds is not asked again.
 
 Ours is `qo run` with its journal on, the local Prefect server and the warm service running; `qo, no service` is the
 same with `QO_SERVICE=off`. *Ratio* is ours by theirs, *target* the most that it should be, *floor* the same work by

@@ -294,6 +294,15 @@ def test_work_that_was_not_done_is_a_failure(bench: Bench) -> None:
     assert found[idle.name].median() is None
 
 
+def test_who_runs_a_script_less_is_found_out_before(bench: Bench) -> None:
+    bench.limit = 30.0
+    program = f"{CHECKOUT}/tests/benchmarks/peers/programs/bare.py"
+    able, idle = shell(f"{sys.executable} {program} plain"), shell("true")
+    bench.check_scripts([able, idle])
+    found = bench.trials([able, idle], Work(Kind.SCRIPTS, 1), 1)
+    assert [found[way.name].fault for way in (able, idle)] == [None, "of 3 scripts, 0 have run"]
+
+
 def test_who_gets_less_of_the_work_is_scaled_by_what_an_item_takes(bench: Bench) -> None:
     slow = replace(shell("sleep 0.0$(grep -o content work.json | wc -l)"), most=5)
     trials = bench.trials([slow], Work(Kind.SCRIPTS, 50), 1)[slow.name]

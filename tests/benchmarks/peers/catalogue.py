@@ -145,7 +145,7 @@ PEERS = (
         _EPHEMERAL,
         durable=True,
         python=True,
-        most=2000,
+        most=1000,
     ),
     Peer(
         "Dagster",
@@ -155,7 +155,7 @@ PEERS = (
         _DAGSTER,
         durable=True,
         python=True,
-        most=2000,
+        most=1000,
     ),
     Peer(
         "Snakemake",
@@ -166,7 +166,7 @@ PEERS = (
         durable=True,
         python=True,
         reruns=True,
-        most=2000,
+        most=1000,
     ),
     Peer(
         "redun",

@@ -11,7 +11,7 @@ from tests.benchmarks.peers.work import Kind, Work
 def _shell(work: Work, path: str, text: str) -> str:
     """One item, as a line for a shell."""
     if work.kind is Kind.SCRIPTS:
-        return "/bin/true"
+        return work.script
     return f"echo '{text}' {'>>' if work.kind is Kind.CHAIN else '>'} {path}"
 
 
@@ -78,7 +78,7 @@ def snakefile(work: Work) -> str:
     chain = work.kind is Kind.CHAIN
     wanted = f"['done/{work.size - 1}']" if chain else f"[f'done/{{n}}' for n in range({work.size})]"
     before = "    input: lambda one: [f'done/{int(one.n) - 1}'] if int(one.n) else []\n" if chain else ""
-    act = "echo 'content {wildcards.n}' >> log.txt" if chain else "/bin/true"
+    act = "echo 'content {wildcards.n}' >> log.txt" if chain else work.script
     return (
         f"rule all:\n    input: {wanted}\nrule work:\n{before}    output: touch('done/{{n}}')\n    shell: \"{act}\"\n"
     )

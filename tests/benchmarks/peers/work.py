@@ -31,6 +31,7 @@ class Work:
     kind: Kind
     size: int
     cache: bool = False  # ours only: reuse what has not changed
+    script: str = "/bin/true"
 
     def items(self) -> Iterator[tuple[str, str]]:
         """What becomes of the folder."""
@@ -42,7 +43,7 @@ class Work:
         """A new folder with what every one needs."""
         folder.mkdir(parents=True)
         items = [(path, f"{text}\n") for path, text in self.items()]
-        (folder / "work.json").write_text(json.dumps({"kind": self.kind, "items": items}))
+        (folder / "work.json").write_text(json.dumps({"kind": self.kind, "script": self.script, "items": items}))
         if self.kind is Kind.WRITES:
             for number in range(min(self.size, FOLDERS)):
                 (folder / f"folder-{number}").mkdir()
@@ -60,7 +61,7 @@ class Work:
 
     def _instruction(self, path: str, text: str) -> dict[str, Any]:
         if self.kind is Kind.SCRIPTS:
-            return {"op": "script.run", "with": {"argv": ["/bin/true"]}, "reads": [], "writes": []}
+            return {"op": "script.run", "with": {"argv": [self.script]}, "reads": [], "writes": []}
         operation = "file.append" if self.kind is Kind.CHAIN else "file.write"
         return {"op": operation, "with": {"path": path, "content": text}}
 

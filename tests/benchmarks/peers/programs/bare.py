@@ -31,7 +31,7 @@ def main(way: str) -> None:
         work = json.load(stream)
     for path, text in work["items"]:
         if work["kind"] == "scripts":
-            subprocess.run(["/bin/true"], check=True)
+            subprocess.run([work["script"]], check=True)
         else:
             (append if work["kind"] == "chain" else write)(path, text, way)
     if way == "durable":

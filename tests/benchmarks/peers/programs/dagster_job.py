@@ -13,7 +13,7 @@ def make(number: int, path: str, text: str):
     @op(name=f"op_{number}", ins={"before": In(Nothing)} if WORK["kind"] == "chain" else {}, out=Out(Nothing))
     def one() -> None:
         if WORK["kind"] == "scripts":
-            subprocess.run(["/bin/true"], check=True)
+            subprocess.run([WORK["script"]], check=True)
         else:
             with open(path, "a" if WORK["kind"] == "chain" else "w") as stream:
                 stream.write(text)

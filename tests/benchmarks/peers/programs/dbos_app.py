@@ -23,8 +23,8 @@ def append(path: str, text: str) -> None:
 
 
 @DBOS.step()
-async def script() -> None:
-    process = await asyncio.create_subprocess_exec("/bin/true")
+async def script(program: str) -> None:
+    process = await asyncio.create_subprocess_exec(program)
     if await process.wait():
         raise subprocess.SubprocessError
 
@@ -36,16 +36,16 @@ def files(kind: str, items: list[list[str]]) -> None:
 
 
 @DBOS.workflow()
-async def scripts(count: int) -> None:
+async def scripts(count: int, program: str) -> None:
     for number in range(0, count, 2):
-        await asyncio.gather(*(script() for _ in range(min(2, count - number))))
+        await asyncio.gather(*(script(program) for _ in range(min(2, count - number))))
 
 
 def main() -> None:
     work = json.loads(Path("work.json").read_text())
     DBOS.launch()
     if work["kind"] == "scripts":
-        asyncio.run(scripts(len(work["items"])))
+        asyncio.run(scripts(len(work["items"]), work["script"]))
     else:
         files(work["kind"], work["items"])
     DBOS.destroy()

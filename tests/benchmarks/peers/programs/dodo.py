@@ -22,7 +22,7 @@ def task_work():
     for number, (path, text) in enumerate(WORK["items"]):
         one = {"name": str(number)}
         if WORK["kind"] == "scripts":
-            yield {**one, "actions": [["/bin/true"]]}
+            yield {**one, "actions": [[WORK["script"]]]}
         elif WORK["kind"] == "chain":
             before = [f"work:{number - 1}"] if number else []
             yield {**one, "actions": [(append, [path, text])], "task_dep": before}

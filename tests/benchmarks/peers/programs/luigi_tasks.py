@@ -44,7 +44,7 @@ class Append(Marked):
 
 class Script(Marked):
     def work(self):
-        subprocess.run(["/bin/true"], check=True)
+        subprocess.run([WORK["script"]], check=True)
 
 
 Path("done").mkdir(exist_ok=True)

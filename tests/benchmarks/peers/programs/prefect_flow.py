@@ -20,18 +20,22 @@ def append(path: str, text: str) -> None:
 
 
 @task
-def script() -> None:
-    subprocess.run(["/bin/true"], check=True)
+def script(program: str) -> None:
+    subprocess.run([program], check=True)
 
 
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))
 def peer(kind: str) -> None:
-    items = json.loads(Path("work.json").read_text())["items"]
+    work = json.loads(Path("work.json").read_text())
+    items = work["items"]
     if kind == "chain":
         for path, text in items:
             append(path, text)
         return
-    futures = [script.submit() if kind == "scripts" else write.submit(path, text) for path, text in items]
+    if kind == "scripts":
+        futures = [script.submit(work["script"]) for _ in items]
+    else:
+        futures = [write.submit(path, text) for path, text in items]
     for future in futures:
         future.result()
 
