@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from tests.benchmarks.measure import Measured
 from tests.benchmarks.peers.catalogue import Peer
 from tests.benchmarks.peers.environments import NotInstalled
 from tests.benchmarks.peers.work import Kind, Work
-from tests.benchmarks.setting import QO, environment
+from tests.benchmarks.setting import QO, down, environment
 
 OURS, ALONE, COLD = "qo", "qo, no service", "qo, nothing running"
 BUDGET = 6.0  # seconds, after which no further repetition of a peer begins: who is slow is measured once
@@ -138,6 +137,7 @@ class Bench:
                 ran = len(marks.read_text()) if marks.exists() else 0
                 if not fault and ran != count:
                     self._broken[way.name] = f"of {count} scripts, {ran} have run"
+                    _say(f"{way.name}: {self._broken[way.name]}")
 
     def _try(self, way: Way, work: Work, trials: Trials, twice: bool, number: int) -> None:
         if work.kind is Kind.SCRIPTS and way.name in self._broken:
@@ -203,13 +203,13 @@ class Bench:
     def cold(self) -> Way:
         """On a machine where nothing runs, and nothing has run."""
 
-        def home(folder: Path) -> dict[str, str]:
-            return environment(Path(f"{folder}-home"))
+        def home(folder: Path) -> Path:
+            return Path(f"{folder}-home")
 
-        def stop(folder: Path) -> None:
-            subprocess.run([QO, "down"], env=home(folder), check=True, capture_output=True)
+        def prepare(folder: Path, work: Work) -> tuple[Sequence[str], Mapping[str, str]]:
+            return self._command(folder, work), environment(home(folder))
 
-        return Way(COLD, lambda folder, work: (self._command(folder, work), home(folder)), terminal=True, after=stop)
+        return Way(COLD, prepare, terminal=True, after=lambda folder: down(home(folder)))
 
     def _command(self, folder: Path, work: Work, *arguments: str) -> Sequence[str]:
         file = folder.parent / f"{folder.name}.json"

@@ -76,7 +76,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     chain, scripts = Work(Kind.CHAIN, options.chain), Work(Kind.SCRIPTS, options.scripts)
     with work_folder(options.folder) as folder:
         home = options.home or folder / "home"
-        with served(home):
+        with served(home, leave=options.home is not None):
             measure.settled(home)
             bench = Bench(folder, home, options)
             if options.repeat > 1:

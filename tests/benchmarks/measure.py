@@ -73,8 +73,7 @@ def run(
             stopped = not _ended(process, max(0.0, began + limit - time.monotonic()))
         finally:  # whoever interrupts us as well
             if stopped:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill(_below([process.pid]))  # some have left the process group
             _, status, usage = os.wait4(process.pid, 0)
             took = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -82,6 +81,12 @@ def run(
     code = None if stopped else process.returncode
     seconds = limit if stopped else took
     return Measured(seconds, usage.ru_utime + usage.ru_stime, code, said, first, memory.most)
+
+
+def _kill(pids: Collection[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _ended(process: subprocess.Popen[bytes], limit: float) -> bool:

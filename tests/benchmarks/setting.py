@@ -11,8 +11,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.benchmarks.measure import serving
 
 QO = str(Path(sys.executable).with_name("qo"))
 
@@ -24,13 +27,24 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def served(home: Path) -> Iterator[None]:
-    """The Prefect server and the warm service are up already, so that their start is nobody's."""
-    subprocess.run([QO, "up"], env=environment(home), check=True, capture_output=True)
+def served(home: Path, *, leave: bool = False) -> Iterator[None]:
+    """The Prefect server and the warm service are up already, so that their start is nobody's; `leave` them up."""
     try:
+        subprocess.run([QO, "up"], env=environment(home), check=True, capture_output=True)
         yield
     finally:
+        if not leave:
+            down(home)
+
+
+def down(home: Path) -> None:
+    """End what is up; and what was only coming up when somebody has interrupted us."""
+    for _ in range(20):
         subprocess.run([QO, "down"], env=environment(home), check=True, capture_output=True)
+        if not serving(home):
+            return
+        time.sleep(0.5)
+    raise SystemExit(f"these of {home} do not end: {serving(home)}")
 
 
 @contextlib.contextmanager
@@ -39,5 +53,5 @@ def work_folder(within: Path | None) -> Iterator[Path]:
     if within is not None:
         yield Path(tempfile.mkdtemp(prefix="qo-benchmark-", dir=within))
         return
-    with tempfile.TemporaryDirectory(prefix="qo-benchmark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qo-benchmark-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)

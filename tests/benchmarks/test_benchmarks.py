@@ -213,9 +213,8 @@ def test_a_peer_does_the_work_and_a_byte_less_is_noticed(tmp_path: Path, peer: P
 def test_a_command_is_stopped_at_its_limit_with_all_that_it_has_started(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
-    done = measure.run(
-        ["sh", "-c", "sleep 300 & exec sleep 300"], folder, {"QO_HOME": str(tmp_path), "PATH": os.environ["PATH"]}, 0.2
-    )
+    variables = {"QO_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = measure.run(["sh", "-c", "setsid sleep 300 & sleep 300 & exec sleep 300"], folder, variables, 0.2)
     assert (done.code, done.seconds, done.fault) == (None, 0.2, "stopped at the time limit")
     for _ in range(100):  # until the killed ones are gone
         if not measure.serving(tmp_path):
