@@ -37,7 +37,7 @@ def crash(*options: str) -> dict[str, Any]:
 
 
 def test_runs_broken_at_points_of_every_kind_end_as_before_or_as_after(user: Path) -> None:
-    every, cases = ordinarily((36, 400), nightly=(9, 1500))
+    every, cases = ordinarily((48, 300), nightly=(9, 1500))
     found = crash("--every", str(every))
     assert found["violations"] == []
     assert found["cases"] >= cases
