@@ -23,6 +23,7 @@ from quantum_orchestrator.flows.document import (
 )
 from quantum_orchestrator.flows.faults import Fault, FaultJson, InvalidSet
 from quantum_orchestrator.flows.inputs import resolve_inputs
+from quantum_orchestrator.flows.references import CALL
 
 STDIN = "<stdin>"
 
@@ -71,7 +72,7 @@ def dependencies(instruction: Instruction) -> frozenset[str]:
     if names_nothing(instruction):
         return frozenset(instruction.needs)
     parameters = instruction.parameters
-    if instruction.op == judge.CALL:
+    if instruction.op == CALL:
         parameters = {"inputs": parameters.get("inputs", {})}  # the called set's expressions name its own steps
     own = expressions.references([parameters, instruction.when, instruction.for_each]).steps
     return own.union(instruction.needs, _inner_dependencies(instruction))

@@ -1,9 +1,9 @@
 """Judges a document as a set of instructions: everything at once, each fault at its place.
 
-First the shape, by the models and schemas (`flows/schema.py`); then what no schema can say: ids and references, cycles,
-paths, expressions, inputs, trust, and the sets that are called, which are read in and judged like the set itself.
-Whatever is broken is noted and passed over, so that one fault hides no other. Nothing outside of the called files'
-folder is read, and nothing runs.
+First the shape, by the models and schemas (`flows/schema.py`); then what no schema can say: ids, cycles, paths, inputs,
+trust, expressions (`flows/references.py`), and the sets that are called, which are read in and judged like the set
+itself. Whatever is broken is noted and passed over, so that one fault hides no other. Nothing outside of the called
+files' folder is read, and nothing runs.
 """
 
 from __future__ import annotations
@@ -22,21 +22,18 @@ from quantum_orchestrator.blocks.paths import fold
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.flows import expressions, inputs, reading, schema, wording
 from quantum_orchestrator.flows.document import CHECKPOINT, Instruction, InstructionSet, Trust
-from quantum_orchestrator.flows.expressions import STEP_FIELDS, Expression, ExpressionError, Names
-from quantum_orchestrator.flows.faults import Faults, InvalidSet, child_pointer, described, pointer_of, shown
+from quantum_orchestrator.flows.faults import Faults, InvalidSet, described, pointer_of, shown
 from quantum_orchestrator.flows.guard import Finding, Guards
 from quantum_orchestrator.flows.reading import Raw
+from quantum_orchestrator.flows.references import CALL, EVALUATED, References, Visible, operation_named, steps_named_in
 from quantum_orchestrator.flows.wording import Parts, Problem
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import UNKNOWN, AnyOperation, Parameters
 
 Model = TypeVar("Model", bound=BaseModel)
 
-CALL = "call"
 Place = tuple[str, str, Parts]
 """A document's name, the pointer of an instruction's `with` in it, and the way from there; put together when told."""
-EVALUATED = ("with", "when", "for_each")
-"""The keys of an instruction whose expressions are evaluated. `reads` and `writes` must be known before."""
 STARTS_PROGRAMS = ("script.run", "quality.test")
 LENIENT = Policy(lenient=True)
 """Judged by this, nothing is refused: for whoever asks afterwards what a policy says of each step."""
@@ -73,17 +70,6 @@ class Surroundings:
     """The files whose calls have led here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Visible:
-    """What instructions of one list may refer to."""
-
-    steps: Mapping[str, Raw]
-    inputs: frozenset[str]
-    env: frozenset[str]
-    secrets: frozenset[str]
-    item: bool = False
-
-
 class Spellings:
     """The literal paths of a set, to find two that some file systems cannot hold apart."""
 
@@ -114,6 +100,7 @@ class SetJudge:
         self.untrusted = around.trust is Trust.UNTRUSTED or raw.get("trust") == Trust.UNTRUSTED
         self.around = replace(around, trust=Trust.UNTRUSTED) if self.untrusted else around
         self.guard = shared.guards.of(self.around.trust)
+        self._references = References(faults, shared.operations)
         self.model = _model_of(InstructionSet, {key: value for key, value in raw.items() if key != "$schema"})
         """The document as a model; None where its shape is wrong."""
 
@@ -270,7 +257,7 @@ class SetJudge:
                 schema.keep_literal(each, built)
             if raw.keys() <= SIMPLE and not isinstance(raw.get("on_error"), dict):
                 return waits
-        waits |= self._expressions(raw, pointer, visible)
+        waits |= self._references.judge(raw, pointer, visible)
         self._secrets(raw, pointer, visible)
         self._globs(raw, pointer)
         if raw.get("cache") is True and operation is not None:
@@ -297,7 +284,7 @@ class SetJudge:
             lists.append(([undo], ""))
         found: set[str] = set()
         for inner, _ in lists:
-            found |= {name for each in inner for name in _steps_named_in(each)}
+            found |= {name for each in inner for name in steps_named_in(each)}
             found -= {str(each.get("id")) for each in inner if isinstance(each, dict)}
         return found - {str(raw.get("id"))}
 
@@ -306,7 +293,7 @@ class SetJudge:
             return None
         pointer = f"{pointer}/op"
         if name not in self.shared.operations:
-            self.shared.operations[name] = _operation_named(name)
+            self.shared.operations[name] = operation_named(name)
         operation = self.shared.operations[name]
         if operation is None:
             self.faults.add(pointer, f"unknown operation {shown(name)}", hint=self._nearest_operation(name))
@@ -401,71 +388,6 @@ class SetJudge:
                     problem = schema.path_problem(glob, "workspace-glob")
                     if problem and not expressions.holds_expression(glob):
                         self.faults.add(place, problem[0], hint=problem[1])
-
-    # Expressions.
-
-    def _expressions(self, raw: Raw, pointer: str, visible: Visible) -> set[str]:
-        """Judge an instruction's expressions. Gives the ids of the steps that they refer to."""
-        found: set[str] = set()
-        for key, value in _evaluated(raw):
-            place = f"{pointer}/{key}"
-            item = visible.item or (raw.get("for_each") is not None and key != "for_each")
-            for inner, text in _texts_at(value, place):
-                found |= self._text(text, inner, replace(visible, item=item))
-            if key != "with" and isinstance(value, str):
-                self._must_be_lone(value, place)
-        return found
-
-    def _must_be_lone(self, text: str, pointer: str) -> None:
-        parts = [part for _, part in expressions.find(text)]
-        looks_lone = text.startswith("${{") and text.endswith("}}")  # if not, its shape is a fault already
-        if looks_lone and len(parts) > 1 and not any(isinstance(each, ExpressionError) for each in parts):
-            message = f"expected one expression and nothing around it, found {described(text)}"
-            self.faults.add(pointer, message, hint="join conditions inside of it: ${{ a and b }}")
-
-    def _text(self, text: str, pointer: str, visible: Visible) -> set[str]:
-        found: set[str] = set()
-        for offset, part in expressions.find(text):
-            if isinstance(part, ExpressionError):
-                self.faults.add(pointer, part.message, hint=part.hint, offset=offset)
-            elif isinstance(part, Expression):
-                found |= part.names.steps
-                for message, hint in self._misnamed(part.names, visible):
-                    self.faults.add(pointer, message, hint=hint, offset=offset)
-        return found
-
-    def _misnamed(self, names: Names, visible: Visible) -> Iterator[tuple[str, str]]:
-        """What an expression refers to and is not there, with the nearest thing that is."""
-        near = self.faults.nearest
-        for name in sorted(each for each in names.steps if each not in visible.steps):
-            yield f"there is no step {shown(name)}", near(name, visible.steps)
-        for name in sorted(names.inputs - visible.inputs):
-            yield f"input {shown(name)} is not declared", near(name, visible.inputs) or "declare it in `inputs`"
-        for name in sorted(names.env - visible.env):
-            hint = near(name, visible.env) or "declare it in the set's `env`: the caller's environment is not read"
-            yield f"env {shown(name)} is not declared", hint
-        if names.item and not visible.item:
-            yield "item is known only in a step with for_each", "give the step a for_each"
-        for _, name in sorted(names.fields):
-            if name not in STEP_FIELDS:
-                yield f"a step has no {shown(name)}", near(name, STEP_FIELDS) or f"it has {', '.join(STEP_FIELDS)}"
-        for step, name in sorted(names.outputs):
-            yield from self._no_such_output(step, name, visible)
-
-    def _no_such_output(self, step: str, name: str, visible: Visible) -> Iterator[tuple[str, str]]:
-        raw = visible.steps.get(step, {})
-        operation = self.shared.operations.get(str(raw.get("op"))) or _operation_named(raw.get("op"))
-        if operation is None or operation.outputs.model_config.get("extra") == "allow":
-            return
-        label = f"steps.{step}.outputs"
-        if raw.get("for_each") is not None:
-            yield f"{label} is a list, because the step has for_each", f"as in {label}[0].{name}"
-            return
-        fields = operation.outputs.model_fields
-        known = sorted(info.serialization_alias or info.alias or key for key, info in fields.items())
-        if name not in known:
-            has = f"it has: {', '.join(known)}" if known else "it has none"
-            yield f"{label} has no {shown(name)}; {has}", self.faults.nearest(name, known)
 
     # Cycles.
 
@@ -635,13 +557,6 @@ def _model_of(model: type[Model], raw: object) -> Model | None:
         return None
 
 
-def _operation_named(name: object) -> AnyOperation | None:
-    try:
-        return registry.get(name) if isinstance(name, str) else None
-    except registry.UnknownOperation:
-        return None
-
-
 def _known_parameters(operation: AnyOperation, parameters: Raw) -> Parameters | None:
     """The parameters, with UNKNOWN for what an expression gives; None where they are wrong, which is told already."""
     known: dict[str, Any] = {}
@@ -673,43 +588,3 @@ def _without_inner(raw: Raw) -> Raw:
     if isinstance(raw.get("undo"), dict):
         inner["undo"] = {"id": "x", "op": "x"}
     return inner
-
-
-def _evaluated(raw: Raw) -> Iterator[tuple[str, Any]]:
-    """The values of an instruction whose expressions are its own: those of a set in it are that set's."""
-    for key in EVALUATED:
-        if key in raw:
-            value = raw[key]
-            if key == "with" and raw.get("op") == CALL and isinstance(value, dict):
-                value = {name: each for name, each in value.items() if name == "inputs"}
-            yield key, value
-
-
-def _texts_at(value: object, pointer: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        if "${{" in value:
-            yield pointer, value
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield from _texts_at(each, child_pointer(pointer, key))
-    elif isinstance(value, list):
-        for index, each in enumerate(value):
-            yield from _texts_at(each, f"{pointer}/{index}")
-
-
-def _steps_named_in(raw: object) -> set[str]:
-    """The steps that an instruction in another one refers to, faulty expressions passed over."""
-    if not isinstance(raw, dict):
-        return set()
-    found: set[str] = set()
-    for _, value in _evaluated(raw):
-        for text in expressions.texts(value):
-            for _, part in expressions.find(text):
-                if isinstance(part, Expression):
-                    found |= part.names.steps
-    handler, undo = raw.get("on_error"), raw.get("undo")
-    inner = handler.get("run") if isinstance(handler, dict) else None
-    nested = [*(inner if isinstance(inner, list) else ()), undo]
-    for each in nested:
-        found |= _steps_named_in(each)
-    return found - {str(each.get("id")) for each in nested if isinstance(each, dict)}
