@@ -949,13 +949,12 @@ def test_the_set_that_is_mutated_is_valid() -> None:
 
 def test_loading_imports_nothing_heavy() -> None:
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from quantum_orchestrator.flows.instruction_set import load\n"
         'load(b\'{"name": "x", "instructions": [{"id": "a", "op": "file.write", "with": {"path": "${{ run.id }}",'
         ' "content": ""}}]}\')\n'
         "heavy = {'prefect', 'anthropic', 'jsonschema', 'jinja2', 'httpx', 'git'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert time.process_time() < 0.6, time.process_time()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
