@@ -188,11 +188,13 @@ def test_only_what_was_cut_short_is_still_so_when_it_is_taken_up_again(
     bench: Bench, status: str, *, found: bool
 ) -> None:
     from quantum_orchestrator.flows import orchestrate
+    from quantum_orchestrator.flows.auditing import RunAudit
 
     bench.journal.update("r1", status=status, boot_id="another")
     record = bench.journal.run("r1")
     assert record is not None
-    orchestrate._begin_or_go_on(record, bench.journal, bench.root)
+    request = orchestrate.RunRequest(bench.last.document, {}, bench.root)
+    orchestrate._begin_or_go_on(record, bench.journal, request, RunAudit(record, bench.root))
     now = bench.journal.run("r1")
     assert now is not None
     assert was_cut_short(now) is found
