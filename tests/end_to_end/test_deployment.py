@@ -90,7 +90,7 @@ def test_a_worker_runs_sets_and_takes_them_up_again(prefect_server: str, tmp_pat
     paused = Ordered(deployment["id"], tmp_path / "paused", PAUSED)
     cancelled = Ordered(deployment["id"], tmp_path / "cancelled", CANCELLED)
     with worker():
-        eventually((tmp_path / "killed-began").exists)
+        eventually((tmp_path / "killed-began").exists, within=60)  # three new interpreters at once
         os.kill(journaled(killed.root)[0].pid, signal.SIGKILL)
         eventually((tmp_path / "cancelled-began").exists)
         cancel = {"state": {"type": "CANCELLING"}}
