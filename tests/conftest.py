@@ -80,13 +80,14 @@ def put_database(pytestconfig: pytest.Config) -> Callable[[Path], None]:
 def prefect_server(user: Path, put_database: Callable[[Path], None]) -> Iterator[str]:
     """The API address of a real Prefect server, the product's own, for every test that runs sets."""
     from quantum_orchestrator.blocks.home import home
-    from quantum_orchestrator.deployments import server
+    from quantum_orchestrator.deployments import prefect_settings, server
 
     put_database(home())
     connection = server.ensure(home())
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.client_environment(connection).items():
             patch.setenv(name, value)
+        prefect_settings.read_again()  # a test before may have imported it
         yield connection.api_url
     from prefect.logging.handlers import APILogWorker
 
