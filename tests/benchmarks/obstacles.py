@@ -19,7 +19,7 @@ KNOWN = {
     "P9": "What the journal holds is read, and what was in flight is put back, before the rest runs.",
     "P10": "Each file is looked at before it is put back, as somebody may have changed it since.",
     "P11": "Each instruction is judged with its place in the text, and planned in memory to the byte.",
-    "P12": f"{A_RUN} Each file is looked at by its content before it counts as unchanged.",
+    "P12": "Each file is looked at before it counts as unchanged, and the run is put on record; no server is asked.",
 }
 """By the id of the row."""
 
