@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 from commands import Qo, Warm
 from effort import NIGHTLY
+
+# What was started in the background or by `nohup` ignores these, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before anything imports Prefect: it reads its settings once.
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "QO_", "GIT_", "ANTHROPIC_"))]:

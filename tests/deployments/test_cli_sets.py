@@ -44,6 +44,7 @@ class Qo:
 @pytest.fixture
 def qo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Qo:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QO_HOME", str(tmp_path.with_name(f"{tmp_path.name}-state")))  # where nothing was learned yet
     return Qo(tmp_path, capfd, monkeypatch)
 
 
