@@ -259,6 +259,9 @@ def _reader_has_gone() -> int:
 
 def _interrupted(screen: Screen, print_document: Printer) -> int:
     """By Ctrl-C, with nothing to undo: a run that is at work ends in its own way."""
+    # `python -m` remembers one that met an `exec` of text, as imports do, as one that nobody caught, and would end by
+    # SIGINT; any other `exec` makes it forget (CPython: `unhandled_keyboard_interrupt`).
+    exec("")  # noqa: S102
     screen.problem("interrupted")
     print_document({"status": "cancelled", "error": {"type": "Interrupted", "message": "interrupted", "hint": ""}})
     sys.stdout.flush()
