@@ -285,7 +285,9 @@ class Conductor:
         )
         report = run_unchanged(request)
         if report is not None:
-            self.screen.note(f"nothing to do for {document.name!r} in {self.root}: {plural(len(told) - 2, 'step')}")
+            self.screen.note(
+                f"nothing to do for {document.name!r} in {self.root}: {plural(len(report['steps']), 'step')}"
+            )
             with self._streaming(document, graph), self._display(graph) as progress:
                 for event in told:
                     for observe in self._observers(progress):

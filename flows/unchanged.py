@@ -9,7 +9,7 @@ workspace is written. As soon as one step has to run, all is left to Prefect. St
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -62,30 +62,41 @@ def _run(request: RunRequest, wishes: Wishes, policy: Policy, journal: Journal) 
         if not found:
             return None
         level = sandbox_level(record, request.document.trust, policy)
-        document = _recorded(replace(record, options={**record.options, "sandbox": level}), request, journal, found)
-        reusing.remember(request.document.name, books.results)
+        record = replace(record, options={**record.options, "sandbox": level})
+        document, unsaid = _recorded(record, request, journal, found)
+        problems = [unsaid, reusing.remember(request.document.name, books.results)]
     finally:
         workspace.close()
-    keep_within(journal, policy, run_id=record.id)
+    kept = keep_within(journal, policy, run_id=record.id)
+    problems += [kept.problem] if kept is not None else []
+    _tell(record.id, request, journal, found, filter(None, problems))
     return document
 
 
-def _recorded(record: RunRecord, request: RunRequest, journal: Journal, found: Sequence[StepResult]) -> dict[str, Any]:
-    """Put the run on record as one that has ended, and tell of it."""
-    audit, log = RunAudit(record, request.root), LogFile(journal.log_path(record.id))
+def _recorded(
+    record: RunRecord, request: RunRequest, journal: Journal, found: Sequence[StepResult]
+) -> tuple[dict[str, Any], str]:
+    """Put the run on record as one that has ended. Its document, and why the audit has not heard of the end."""
+    audit = RunAudit(record, request.root)
     audit.begun(request.actor, request.source)
     record = replace(record, status=RunStatus.COMMITTED.value, ended_at=time.time())
     document = report.run_document(record, RunStatus.COMMITTED, found, journal, None)
     journal.begin(replace(record, report=document))
     journal.record_steps(record.id, [result.record() for result in found], durable=False)
-    audit.ended(request.actor, RunStatus.COMMITTED)
+    return document, audit.ended(request.actor, RunStatus.COMMITTED)
+
+
+def _tell(
+    run_id: str, request: RunRequest, journal: Journal, found: Sequence[StepResult], problems: Iterable[str]
+) -> None:
+    """The log and everybody who watches hear what they would of any other run."""
     events = [
-        RunEvent(EventKind.RUN_STARTED, op=record.id),
+        RunEvent(EventKind.RUN_STARTED, op=run_id),
         *map(RunEvent.finished, found),
+        *(RunEvent(EventKind.LOG, message=problem) for problem in problems),
         RunEvent(EventKind.RUN_FINISHED, message="committed; nothing had to be done"),
     ]
-    log.many(events)
+    LogFile(journal.log_path(run_id)).many(events)
     for observer in request.observers:
         for event in events:
             observer(event)
-    return document
