@@ -49,7 +49,7 @@ def listed(numbers: Sequence[int], total: int) -> str:
 
 
 def _replace_once(what: str, content: bytes, find: bytes, replacement: bytes) -> bytes:
-    places = list(_occurrences(content, find))
+    places = list(occurrences(content, find))
     if len(places) == 1:
         return content[: places[0]] + replacement + content[places[0] + len(find) :]
     if places:
@@ -58,10 +58,10 @@ def _replace_once(what: str, content: bytes, find: bytes, replacement: bytes) ->
             f"{what}: the text to find occurs {len(places)} times, at {lines}; it must occur once",
             hint="take in more of the lines around the one that is meant",
         )
-    raise OperationError(f"{what}: the text to find does not occur: {shown(find)}", hint=_why_not(content, find))
+    raise OperationError(f"{what}: the text to find does not occur: {shown(find)}", hint=why_not(content, find))
 
 
-def _occurrences(content: bytes, find: bytes) -> Iterator[int]:
+def occurrences(content: bytes, find: bytes) -> Iterator[int]:
     """Offsets, also of occurrences that overlap: `aa` is in `aaa` twice, and which one is meant is unknown."""
     place = content.find(find)
     while place >= 0:
@@ -69,7 +69,8 @@ def _occurrences(content: bytes, find: bytes) -> Iterator[int]:
         place = content.find(find, place + 1)
 
 
-def _why_not(content: bytes, find: bytes) -> str:
+def why_not(content: bytes, find: bytes) -> str:
+    """Why a text does not occur, as far as that can be seen: where it stops matching, or what is most like it."""
     if b"\r\n" in content and b"\r" not in find and find.replace(b"\n", b"\r\n") in content:
         return "the file's lines end in \\r\\n: write the text to find with \\r\\n"
     if b"\r\n" in find and find.replace(b"\r\n", b"\n") in content:
