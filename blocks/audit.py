@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -32,9 +33,22 @@ _BLOCK = 64 * 1024
 _HEAD = re.compile(r"(\d{1,15}):([0-9a-f]{64})")
 
 
+_actor: ContextVar[str] = ContextVar("actor")
+
+
 def current_actor() -> str:
-    """Who runs and approves: user and host."""
-    return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
+    """Who runs and approves: user and host, unless it is done for somebody else."""
+    return _actor.get("") or f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
+
+
+@contextmanager
+def acting_as(actor: str) -> Iterator[None]:
+    """What happens within is on record as this one's: the name of a token, of a webhook's sender."""
+    token = _actor.set(actor)
+    try:
+        yield
+    finally:
+        _actor.reset(token)
 
 
 class Event(StrEnum):
@@ -46,6 +60,7 @@ class Event(StrEnum):
     REJECTED = "rejected"
     RUN_ENDED = "run_ended"
     ROLLED_BACK = "rolled_back"
+    REFUSED = "refused"  # at a door: nothing has run
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,7 @@ SETTINGS = (
     Setting("journal", "keep_days", Kind.NUMBER, 90, "for how long a run that has ended can be undone", own=True),
     Setting("journal", "keep_runs", Kind.NUMBER, 500, "for how many runs", own=True),
     Setting("journal", "max_size_mb", Kind.NUMBER, 2048, "and in how much space, in MiB; goes first", own=True),
+    Setting("doors", "trusted", Kind.NAMES, (), "doors whose sets are trusted: api, watch, webhook:NAME", own=True),
     Setting("prefect", "policy", Kind.BLOCK, "", "a policy block of the Prefect server that narrows this", own=True),
 )
 GRANTS = (
@@ -198,6 +199,7 @@ class Policy:
     journal_keep_runs: int = 500
     journal_max_size_mb: int = 2048
     prefect_policy: str = ""
+    doors_trusted: tuple[str, ...] = ()
     limits_processes: int = 512
     limits_output_mb: int = 10
     limits_file_mb: int = 1024

@@ -111,6 +111,8 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
         SERVICE,
         ("qo audit verify", "qo audit verify --head 12:$(cat head-of-monday)", "qo audit verify --json | jq -r .head"),
     ),
+    "inbox list": ("cli_inbox:list_", SERVICE, ("qo inbox list", "qo inbox list --workspace ../shop --json")),
+    "inbox run": ("cli_inbox:run", SERVICE, ("qo inbox run 12",)),
     "up": ("cli_service:up", SERVICE, ("qo up",)),
     "down": ("cli_service:down", SERVICE, ("qo down",)),
     "doctor": ("cli_service:doctor", SERVICE, ("qo doctor", "qo doctor --all-workspaces", "qo doctor --json")),
@@ -120,6 +122,7 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
 
 PARENTS = {
     "policy": "What this machine allows sets to do.",
+    "inbox": "What the API, webhooks and watched folders have accepted.",
     "audit": "Who began, approved, ended and undid which runs.",
 }
 """Commands that only have commands."""

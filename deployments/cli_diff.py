@@ -74,7 +74,7 @@ def diff(
         second = None if run2 is None else _run(journal, root, run2, first)
         if against is not None or plan:
             return _compare(talk.screen, journal, root, first, against, as_json=json_)
-        if step is not None and not _has_step(journal, first, step):
+        if step is not None and not has_step(journal, first, step):
             raise UsageError(
                 f"run {first.id} has no step {step!r}",
                 hint=f"`qo show {first.id}{workspace_option(root)}` lists its steps",
@@ -95,7 +95,8 @@ def _refuse_contradictions(
                 raise UsageError(f"{each} and {other} do not go together", hint="`qo diff --help` shows examples")
 
 
-def _has_step(journal: Journal, run: RunRecord, step: str) -> bool:
+def has_step(journal: Journal, run: RunRecord, step: str) -> bool:
+    """Whether a run has come to this step, or to one inside of it."""
     from quantum_orchestrator.flows.books import owners
 
     return any(step in owners(each) for each in journal.steps(run.id))
@@ -106,7 +107,7 @@ def _run(journal: Journal, root: Path, named: str | None, of: RunRecord | None) 
     from quantum_orchestrator.flows.run_diff import require_known
 
     owner = of or next(iter(journal.runs(1)), None)
-    if named is not None and owner is not None and journal.run(named) is None and _has_step(journal, owner, named):
+    if named is not None and owner is not None and journal.run(named) is None and has_step(journal, owner, named):
         raise UsageError(
             f"{named!r} is no run, but a step of run {owner.id}",
             hint=f"`qo diff {owner.id} --step {shlex.quote(named)}{workspace_option(root)}` shows what it changed",
@@ -183,22 +184,12 @@ class _Shown:
         self._screen.result("\n".join([*lines, self._total()]))
 
     def _document(self, *, by_step: bool) -> dict[str, Any]:
-        from quantum_orchestrator.blocks.diff_json import changes_json, counts_json, file_json, git_json, renames_json
-
         document: dict[str, Any] = {"run_id": self._run.id, "set": self._run.set_name, "status": self._status}
         if self._second is not None:
             document["to_run_id"] = self._second.id
         if self._step is not None:
             document["step"] = self._step
-        document |= {
-            "diff": counts_json(self._diff.counts),
-            "changes": changes_json(self._diff.changes),
-            "renames": renames_json(self._diff.renames),
-            "files": [file_json(each) for each in self._diff.files],
-            **git_json(self._diff.git),
-            "patch": self._diff.patch,
-            "awaiting": self._waiting(),
-        }
+        document |= {**diff_json(self._diff), "awaiting": self._waiting()}
         if by_step:
             document["steps"] = self._steps()
         return document
@@ -209,6 +200,20 @@ class _Shown:
 
         changed = by_step(self._journal, self._run.id)
         return {step: path_json(each.changes, each.files) for step, each in changed.items()}
+
+
+def diff_json(made: RunDiff) -> dict[str, Any]:
+    """Changes that belong together, as programs read them."""
+    from quantum_orchestrator.blocks.diff_json import changes_json, counts_json, file_json, git_json, renames_json
+
+    return {
+        "diff": counts_json(made.counts),
+        "changes": changes_json(made.changes),
+        "renames": renames_json(made.renames),
+        "files": [file_json(each) for each in made.files],
+        **git_json(made.git),
+        "patch": made.patch,
+    }
 
 
 def _stat_lines(shown: RunDiff, indent: str) -> list[str]:

@@ -164,8 +164,8 @@ def _state(journal: Journal, root: Path, run: RunRecord | None) -> dict[str, Any
         "run_id": run.id,
         "set": run.set_name,
         "pid": run.pid if how == "running" else None,
-        "started_at": _moment(run.started_at),
-        "ended_at": None if run.ended_at is None else _moment(run.ended_at),
+        "started_at": moment(run.started_at),
+        "ended_at": None if run.ended_at is None else moment(run.ended_at),
         "steps_ended": ended,
         "waiting_for": waiting,
         "approvals": waits_with(journal, run.id) if waiting else {},
@@ -191,7 +191,8 @@ def _state_lines(state: dict[str, Any]) -> list[str]:
     return [*lines, *(f"  next: {command}" for command in state["next"])]
 
 
-def _moment(seconds: float) -> str:
+def moment(seconds: float) -> str:
+    """A point in time, as people write it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
@@ -207,7 +208,7 @@ def history(
     if limit < 0:
         raise UsageError(f"--limit {limit}: must be 0 or more")
     with journal_of(root) as journal:
-        runs = [_summary(journal, run) for run in journal.runs(limit or -1)]
+        runs = [summary(journal, run) for run in journal.runs(limit or -1)]
     if json_:
         talk.screen.document({"workspace": str(root), "runs": runs})
     elif not runs:
@@ -218,13 +219,14 @@ def history(
     return 0
 
 
-def _summary(journal: Journal, run: RunRecord) -> dict[str, Any]:
+def summary(journal: Journal, run: RunRecord) -> dict[str, Any]:
+    """A run in a list of runs."""
     report = run.report or {}
     return {
         "run_id": run.id,
         "set": run.set_name,
         "status": standing(journal, run),
-        "started_at": _moment(run.started_at),
+        "started_at": moment(run.started_at),
         "duration_s": None if run.ended_at is None else round(run.ended_at - run.started_at, 3),
         "diff": report.get("diff", NO_FILES),
         "ui_url": run.ui_url,

@@ -64,7 +64,7 @@ def resume(
     with journal_of(root) as journal:
         record = _resumable(journal, root, run_id)
         if from_ is not None:
-            _check_step(record, root, from_)
+            check_step(record, root, from_)
     options = Options(parallel, diff=diff, json=json_, json_stream=json_stream, follow=follow, start_at=from_)
     conduct = Conductor(talk.screen, made_root(root), options)
     return conduct.finish(conduct.go_on(record))
@@ -89,7 +89,7 @@ def _resumable(journal: Journal, root: Path, run_id: str | None) -> RunRecord:
     return record
 
 
-def _check_step(record: RunRecord, root: Path, step_id: str) -> None:
+def check_step(record: RunRecord, root: Path, step_id: str) -> None:
     """Raises UsageError unless the run has this step, or one that it is inside of."""
     from quantum_orchestrator.flows.books import owners
     from quantum_orchestrator.flows.instruction_set import InstructionSet
@@ -137,7 +137,7 @@ def rollback(
     choice = Choice(to, Conflicts(force_conflicts or "report"))
     undone = undo(root, known, check=check, choice=choice, show=partial(show, to=to), with_patch=check or json_)
     if json_:
-        talk.screen.document(_rollback_json(undone, check=check))
+        talk.screen.document(rollback_json(undone, check=check))
     elif check:
         what = f"rolling back run {undone.run_id} would change {plural(len(undone.changes), 'path')}"
         stays = [f"{path} stays as it is" for path in undone.kept]
@@ -148,7 +148,8 @@ def rollback(
     return 0
 
 
-def _rollback_json(undone: RolledBack, *, check: bool) -> dict[str, Any]:
+def rollback_json(undone: RolledBack, *, check: bool) -> dict[str, Any]:
+    """What a rollback did, or with `check` would do."""
     from quantum_orchestrator.deployments.planning import changes_json
 
     return {

@@ -237,12 +237,16 @@ def _place(file: str) -> str:
 class Conductor:
     """Takes one run, new or begun before, to its end, and says what became of it."""
 
-    def __init__(self, screen: Screen, root: Path, options: Options, *, source: str = "") -> None:
-        """`source` is where the set comes from; a run that is gone on with has told it before."""
+    def __init__(
+        self, screen: Screen, root: Path, options: Options, *, source: str = "", run_id: str | None = None
+    ) -> None:
+        """`source` is where the set comes from; a run that is gone on with has told it before. `run_id` is the id of
+        a run that is to begin, if it was fixed before."""
         self.screen = screen
         self.root = root
         self.options = options
         self.source = source
+        self.run_id = run_id
         self.may_ask = source != STDIN and sys.stdin.isatty() and sys.stderr.isatty()
         self.progress: Progress | None = None
         self.stream: JsonStream | None = None
@@ -281,7 +285,14 @@ class Conductor:
         told: list[RunEvent] = []
         wishes = self.options.wishes
         request = RunRequest(
-            document, inputs, self.root, source=self.source, reuse=wishes, graph=graph, observers=[told.append]
+            document,
+            inputs,
+            self.root,
+            run_id=self.run_id,
+            source=self.source,
+            reuse=wishes,
+            graph=graph,
+            observers=[told.append],
         )
         report = run_unchanged(request)
         if report is not None:
@@ -340,6 +351,7 @@ class Conductor:
             on_failure=self.options.policy,
             approve=self.options.yes,
             wait=self.options.wait,
+            run_id=self.run_id,
             start_at=self.options.start_at,
             source=self.source,
             ask=progress.ask if self.may_ask else None,

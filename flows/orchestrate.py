@@ -167,8 +167,10 @@ def refuse_unfinished(journal: Journal, root: Path, besides: str | None = None) 
 async def run_set(request: RunRequest) -> dict[str, Any]:
     """Run a set in this process as a flow run of its own; the public document of the run."""
     async with locked(request.root, wait=request.wait, on_wait=request.on_wait) as opened:
-        refuse_unfinished(opened.journal, request.root)
         record = new_record(request)
+        if opened.journal.run(record.id) is not None:  # whose id was fixed before, and is begun once
+            raise UsageError(f"run {record.id} was begun already", hint=f"`qo show {record.id}` says how it stands")
+        refuse_unfinished(opened.journal, request.root)
         async with new_flow_run(record, request.document, request.root) as flow_run:
             return await _in_flow_run(record, request, opened, flow_run)
 

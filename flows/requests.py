@@ -36,6 +36,8 @@ class RunRequest:
     approve: bool = False
     wait: bool = True
     actor: str = field(default_factory=current_actor)
+    run_id: str | None = None
+    """The id of the run that begins, where it was fixed before."""
     source: str = ""
     """Where the set comes from, for the audit: a file, `<stdin>`, a deployment."""
     ask: Callable[[str, str], bool | None] | None = None
@@ -59,7 +61,7 @@ def new_run_id() -> str:
 def new_record(request: RunRequest) -> RunRecord:
     """A run that has yet to begin."""
     return RunRecord(
-        id=new_run_id(),
+        id=request.run_id or new_run_id(),
         set_name=request.document.name,
         status=RunStatus.RUNNING.value,
         document=request.document.model_dump(by_alias=True, mode="json", exclude_unset=True),

@@ -37,6 +37,7 @@ WHEN_NEEDED = ("flows/recover.py", "flows/optimize.py", "deployments/*.py", "blo
 STARTS_PROCESSES = (
     *("blocks/sandbox.py", "blocks/levels.py", "blocks/supervisor.py", "blocks/repository.py"),
     *("deployments/server.py", "deployments/service.py", "deployments/service_command.py"),
+    "deployments/dispatcher.py",
 )
 PURE = ("flows/plan.py", "flows/schedule.py")
 
