@@ -96,7 +96,13 @@ EFFECTS = Table("effects", "number", "number run step path before after state")
 CAPTURES = Table("captures", "run step", "run step areas manifest")
 OUTBOX = Table("outbox", "run step", "run step key state")
 APPROVALS = Table("approvals", "run step", "run step approved actor at", reals="at")
-TABLES = (RUNS, STEPS, EFFECTS, CAPTURES, OUTBOX, APPROVALS)
+EXCHANGES = Table(
+    "exchanges",
+    "run step number",
+    "run step number request state used input_tokens output_tokens money seconds answer",
+    reals="money seconds",
+)
+TABLES = (RUNS, STEPS, EFFECTS, CAPTURES, OUTBOX, APPROVALS, EXCHANGES)
 UNFINISHED_STATUSES = ("running", "paused", "awaiting_approval", "needs_attention")
 IS_UNFINISHED = f"status IN {UNFINISHED_STATUSES}"
 UNFINISHED = "unfinished"
@@ -150,6 +156,14 @@ CREATE TABLE IF NOT EXISTS digests (
 ) WITHOUT ROWID;
 """
 
+_LATER = """
+CREATE TABLE IF NOT EXISTS exchanges (
+    run TEXT NOT NULL, step TEXT NOT NULL, number INTEGER NOT NULL, request TEXT NOT NULL, state TEXT NOT NULL,
+    used INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, money REAL,
+    seconds REAL NOT NULL, answer TEXT, sum BLOB NOT NULL, PRIMARY KEY (run, step, number)
+) WITHOUT ROWID
+"""
+"""What came to this version later, and an older program may go on without: it is made where it is missing."""
 _OF_VERSION_1 = {
     RUNS: "number, id, set_name, status, document, inputs, options, started_at, ended_at, pid, flow_run_id, ui_url,"
     " report, error, coalesce(cancel_requested, 0), NULL, 0, NULL, 0",
@@ -440,6 +454,7 @@ class Database:
             raise self.damaged("it holds tables, but not of any version")
         if version < VERSION:
             self._migrate(version)
+        database.execute(_LATER)
         database.execute("BEGIN")  # of one moment: effects may be removed by another process meanwhile
         try:
             self._known = self._ledger()

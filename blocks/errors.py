@@ -11,7 +11,13 @@ traceback. `exit_code` is the process's exit code when the error ends it:
     ├── OperationError            an instruction failed; the run decides what follows
     │   ├── PathRefused           a path that is spelt wrong or leads out of the workspace
     │   ├── PolicyRefused         allowed by spelling, refused by a setting
-    │   └── TimedOut
+    │   ├── TimedOut
+    │   └── ModelError            a language model was not asked, or what it answered cannot be used
+    │       ├── ModelUnavailable  for now: asking again may help
+    │       ├── ModelRefused      it will not answer this
+    │       ├── BadAnswer         it answered something else than what was asked for
+    │       ├── BudgetExceeded    asking could break a budget: it was not asked
+    │       └── OfflineCannot     it takes a model, and none is configured
     ├── NeedsAttention            exit 4: a person must look; says which command settles it
     │   └── WorkspaceBusy
     ├── ServerError               the Prefect server could not be started or reached
@@ -62,6 +68,40 @@ class PolicyRefused(OperationError):
 
 class TimedOut(OperationError):
     """An instruction took longer than its `timeout`."""
+
+
+class ModelError(OperationError):
+    """A language model was not asked, or what it answered cannot be used."""
+
+
+class ModelUnavailable(ModelError):
+    """The model cannot answer now; asking again may help. `retry_after` is the seconds that its server asks for, and
+    `billed` says whether the try may have cost something all the same."""
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None, billed: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+        self.billed = billed
+
+
+class ModelRefused(ModelError):
+    """The model, or its server, will not answer this; asking again does not help."""
+
+
+class BadAnswer(ModelError):
+    """The model answered, but not with what was asked for. `said` is what it said, as far as that is known."""
+
+    def __init__(self, message: str, *, hint: str = "", said: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.said = said
+
+
+class BudgetExceeded(ModelError):
+    """Asking the model could break a budget: it was not asked."""
+
+
+class OfflineCannot(ModelError):
+    """No model is configured, and rules alone cannot do it."""
 
 
 class NeedsAttention(QuantumError):

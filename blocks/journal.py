@@ -9,6 +9,7 @@ damaged one is not believed), and beside it the large contents (`blocks/contents
                done once its step's own row says that the step has succeeded; it is durable before the path is touched,
                together with the content that it replaces
     captures   one row for a step that acts by itself (a script, git): everything it may change, as it was before
+    exchanges  one row a try at a language model: what was asked, what it answered (`blocks/exchanges.py`)
     outbox     one row a step that sends something which cannot be taken back: under which key, how far it has come
     contents   by SHA-256: the contents that effects and captures name
 
@@ -38,6 +39,7 @@ from quantum_orchestrator.blocks.database import (
     APPROVALS,
     CAPTURES,
     EFFECTS,
+    EXCHANGES,
     IS_UNFINISHED,
     LAST_EFFECT,
     OUTBOX,
@@ -51,6 +53,7 @@ from quantum_orchestrator.blocks.database import (
     Transaction,
 )
 from quantum_orchestrator.blocks.errors import StateError, UsageError
+from quantum_orchestrator.blocks.exchanges import Exchanges
 from quantum_orchestrator.blocks.lock import Lock
 from quantum_orchestrator.blocks.tree import Change, Entry, Kind
 
@@ -196,6 +199,7 @@ class Journal:
             raise StateError(f"{folder}: the journal cannot be read: {error}", hint=_FOLDER_HINT) from error
         self._database = Database(folder)
         self._contents = Contents(self._database, folder / "contents")
+        self.exchanges = Exchanges(self._database)
 
     def close(self) -> None:
         """Close the database."""
@@ -596,6 +600,7 @@ class Journal:
                 transaction.counts[LAST_EFFECT] = transaction.last_effect()
                 transaction.counts[REMOVED] += transaction.delete(EFFECTS, "run = ?", run_id)
                 transaction.delete(CAPTURES, "run = ?", run_id)
+                transaction.delete(EXCHANGES, "run = ?", run_id)
 
         self._database.write(work)
 

@@ -125,6 +125,9 @@ SETTINGS = (
     Setting("limits", "file_mb", Kind.LIMIT, 1024, "the largest file that it may write, in MiB"),
     Setting("limits", "memory_mb", Kind.LIMIT, 0, "the memory that each of its processes may take, in MiB"),
     Setting("limits", "seconds", Kind.LIMIT, 0, "the time that it may take"),
+    Setting("limits", "model_calls", Kind.LIMIT, 200, "questions to language models of one run"),
+    Setting("limits", "model_tokens", Kind.LIMIT, 4_000_000, "tokens of these questions and their answers"),
+    Setting("limits", "model_cost", Kind.LIMIT, 0, "what they may cost, in the currency of the models' prices"),
     Setting("approvals", "operations", Kind.ASK, (), "operations that need an approval, each time"),
     Setting("approvals", "files", Kind.ASK, (), "files that need an approval when they change"),
     Setting("sandbox", "require", Kind.LEVEL, 0, "scripts run at this level of the sandbox at least, or are refused"),
@@ -205,6 +208,9 @@ class Policy:
     limits_file_mb: int = 1024
     limits_memory_mb: int = 0
     limits_seconds: int = 0
+    limits_model_calls: int = 200
+    limits_model_tokens: int = 4_000_000
+    limits_model_cost: int = 0
     sandbox_prefer: int = 0
     rules: tuple[Rule, ...] = ()
     untrusted_secrets: tuple[str, ...] = ()

@@ -138,7 +138,7 @@ def _limits(older_than: str | None, keep: int | None, max_size: str | None) -> L
 
 
 def _seconds(text: str) -> float:
-    from quantum_orchestrator.flows.document import parse_duration
+    from quantum_orchestrator.blocks.durations import parse_duration
 
     try:
         value = 0.0 if text == "0" else parse_duration(text)  # any other number could be seconds as well as days

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantum_orchestrator.flows.document import DURATION_PATTERN, LONE_EXPRESSION_PATTERN
+from quantum_orchestrator.blocks.durations import DURATION_PATTERN
+from quantum_orchestrator.flows.document import LONE_EXPRESSION_PATTERN
 from quantum_orchestrator.tasks.operation import AnyOperation
 
 Schema = Mapping[str, Any]

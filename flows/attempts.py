@@ -14,14 +14,24 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
-from quantum_orchestrator.blocks.errors import NeedsAttention, OperationError, QuantumError
+from quantum_orchestrator.blocks.errors import (
+    BudgetExceeded,
+    ModelUnavailable,
+    NeedsAttention,
+    OperationError,
+    PolicyRefused,
+    QuantumError,
+)
 from quantum_orchestrator.blocks.home import RUN_ROOT, workspace_option
+from quantum_orchestrator.blocks.model import ModelSettings
+from quantum_orchestrator.blocks.model_session import Ledger, Models, configured
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.redaction import Redactor
 from quantum_orchestrator.blocks.repository import Repository
 from quantum_orchestrator.blocks.sandbox import Processes
-from quantum_orchestrator.blocks.tree import Change, Overlay, printable
+from quantum_orchestrator.blocks.tree import Change, Kind, Overlay, is_within, printable
 from quantum_orchestrator.blocks.workspace import GIT, Undo, Workspace
+from quantum_orchestrator.flows.budgets import scopes_of
 from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Trust
 from quantum_orchestrator.flows.expressions import Scope
 from quantum_orchestrator.flows.guard import ApprovalNeeded, Decided, Guards, contents_of
@@ -48,6 +58,8 @@ class ObserverOfMany(Protocol):
 MOST_NAMED = 10
 EXPECTED = (QuantumError, Unknown)
 """What fails a step without being a defect of its operation."""
+ASKED_IN_VAIN = (ModelUnavailable, BudgetExceeded)
+"""What fails a step for want of a further answer: those that it has got are good for its next attempt."""
 
 
 class Attempts:
@@ -63,10 +75,11 @@ class Attempts:
         observe: Observer,
         scope_of: Callable[[Step], Scope],
         secrets: Callable[[Sequence[str]], Mapping[str, str]],
+        models: Callable[[str | None], ModelSettings] = configured,
         decided: Decided = lambda _subject: None,
     ) -> None:
-        """`secrets` gives values by name, `scope_of` what a step's expressions may refer to now, `decided` what has
-        been approved or rejected."""
+        """`secrets` gives values by name, `models` who answers questions by the name of a Model block, `scope_of` what
+        a step's expressions may refer to now, `decided` what has been approved or rejected."""
         self._run_id = run_id
         self._document = document
         self._workspace = workspace
@@ -79,6 +92,7 @@ class Attempts:
         self._processes: dict[tuple[int, Trust, bool], Processes] = {}
         self._root = str(workspace.root.resolve())
         self.redactor = Redactor()
+        self._ledger = Ledger(run_id, workspace.journal.exchanges, settings=models, redactor=self.redactor)
         self.stuck: dict[str, NeedsAttention] = {}
         """Steps whose failed attempt could not be undone, and why."""
 
@@ -87,6 +101,8 @@ class Attempts:
         try:
             return self._perform(step, token)
         except BaseException as problem:
+            if isinstance(problem, Exception) and not isinstance(problem, ASKED_IN_VAIN):
+                self._workspace.journal.exchanges.use_up(self._run_id, [step.id])
             self.undo([step.id], problem)  # a failed try leaves nothing, also if it is tried again
             error = self.explained(problem) if isinstance(problem, Exception) else problem
             if error is problem:
@@ -137,18 +153,25 @@ class Attempts:
     def _perform(self, step: Step, token: CancelToken) -> Outputs:
         scope = self._scope_of(step)
         effects = effects_of(step, scope)
-        context = self._context(step, effects, token)
         operation = registry.get(step.instruction.op)
         parameters = resolved_parameters(step, scope)
+        own = (
+            effects if effects.predictable else operation.effects(parameters)
+        )  # without those of what handles its failure
+        context = self._context(step, effects, token, asks_model=own.asks_model)
         guard = self.guards.of(step.scope.document.trust)
         guard.check(step.id, operation, parameters, self.decided)
         if effects.irreversible:
             self._announce(step, context)
-        if effects.predictable:
+        if own.predictable or own.asks_model:
             outputs = operation.run(parameters, context)
             changes = context.files.changes()
+            if own.asks_model:
+                refuse_undeclared(changes, own)
+                guard = self.guards.of(Trust.UNTRUSTED)
             if not guard.idle:
-                self.check_changes(step, changes, contents_of(changes, self._workspace.tree, context.files))
+                contents = contents_of(changes, self._workspace.tree, context.files)
+                self.check_changes(step, changes, contents, by_model=own.asks_model)
             self._workspace.apply(self._run_id, step.id, changes, context.files.content_of)
             dumped: dict[str, Any] = self.redactor.value(outputs.model_dump(mode="json"))
             return dumped
@@ -161,12 +184,18 @@ class Attempts:
         masked: dict[str, Any] = self.redactor.value(done)
         return masked
 
-    def check_changes(self, step: Step, changes: Sequence[Change], content_of: Callable[[str], bytes]) -> None:
-        """Raises PolicyRefused or ApprovalNeeded where the changes must not stay, or not yet; see flows/guard.py."""
-        guard = self.guards.of(step.scope.document.trust)
+    def check_changes(
+        self, step: Step, changes: Sequence[Change], content_of: Callable[[str], bytes], *, by_model: bool = False
+    ) -> None:
+        """Raises PolicyRefused or ApprovalNeeded where the changes must not stay, or not yet; see flows/guard.py.
+
+        What a model has written is judged as that of a set which is not trusted, whoever has asked it.
+        """
+        guard = self.guards.of(Trust.UNTRUSTED if by_model else step.scope.document.trust)
         try:
             guard.check_changes(step.id, changes, content_of, self.decided)
         except ApprovalNeeded as needed:
+            needed.in_advance = not by_model
             needed.patch, needed.message = self.redactor.text(needed.patch), self.redactor.text(needed.message)
             raise
 
@@ -210,7 +239,7 @@ class Attempts:
             message = f"not captured, as snapshots exclude it: {', '.join(touched)}"
             self._observe(RunEvent(EventKind.LOG, step.id, step.instruction.op, message))
 
-    def _context(self, step: Step, effects: Effects, token: CancelToken) -> Context:
+    def _context(self, step: Step, effects: Effects, token: CancelToken, *, asks_model: bool = False) -> Context:
         document, instruction = step.scope.document, step.instruction
         guard = self.guards.of(document.trust)
         policy = guard.policy
@@ -227,9 +256,22 @@ class Attempts:
             cancel=token,
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
             root=self._workspace.root,
+            models=self._models(step, secrets, token) if asks_model else None,
             policy=policy,
             processes=self._processes_for(document.trust, effects, lock),
             repository=Repository(self._workspace.root, policy, lock=lock),
+        )
+
+    def _models(self, step: Step, secrets: Mapping[str, str], token: CancelToken) -> Models:
+        op = step.instruction.op
+        return Models(
+            self._ledger,
+            step.id,
+            token,
+            scopes_of(step.id, self._document, self.guards.of(step.scope.document.trust).policy),
+            secrets,
+            step.instruction.timeout,
+            log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, op, line)),
         )
 
     def _processes_for(self, trust: Trust, effects: Effects, lock: int | None) -> Processes:
@@ -272,6 +314,18 @@ def _secrets_named(instruction: Instruction) -> Iterator[str]:
     inner: Iterable[Instruction] = instruction.on_error.run if isinstance(instruction.on_error, ErrorHandler) else ()
     for each in (*inner, *([instruction.undo] if instruction.undo else [])):
         yield from _secrets_named(each)
+
+
+def refuse_undeclared(changes: Sequence[Change], effects: Effects) -> None:
+    """Raises PolicyRefused for a change of a path that the effects do not name."""
+    for each in changes:
+        declared = any(is_within(each.path, access.path) for access in effects.writes)
+        way = any(is_within(path, each.path) for path in (*effects.makes, *(access.path for access in effects.writes)))
+        if not declared and not (way and each.after is not None and each.after.kind is Kind.FOLDER):
+            raise PolicyRefused(
+                f"{printable(each.path)}: a model may not have this step change it",
+                hint="the step's parameters say what it may write",
+            )
 
 
 class Conflicted(NeedsAttention):

@@ -8,11 +8,13 @@ reads no file. Import these names from `quantum_orchestrator.flows.instruction_s
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from quantum_orchestrator.blocks.budget import Budget
+from quantum_orchestrator.blocks.durations import Duration
 
 ID_PATTERN = r"^[a-z0-9_-]+$"
 _UNFIT = r"/%&<>\u0000-\u001F\u007F-\u009F\u200E\u200F\u2028-\u202E\u2066-\u2069"
@@ -22,27 +24,9 @@ the direction of writing."""
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 """What the environment of a process takes as a name."""
 INPUT_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*$"
-DURATION_PATTERN = (
-    r"^(?=.)(\d+(\.\d+)?d)?(\d+(\.\d+)?h)?(\d+(\.\d+)?m)?(\d+(\.\d+)?s)?(\d+(\.\d+)?ms)?$"  # large units first
-)
 EXPRESSION_PATTERN = r"(^|[^$])\$\{\{"
 """A text that holds an expression. `$${{` is a literal `${{`."""
 LONE_EXPRESSION_PATTERN = r"^\$\{\{[\s\S]*\}\}$"
-LONGEST_DURATION = 366 * 86_400
-"""Seconds. More is a slip of the unit, and overflows the clocks of some systems."""
-
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
-_UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-
-
-def parse_duration(value: object) -> object:
-    """Seconds, for a text such as "1h30m". Anything else is handed on as it is, to be judged as a number."""
-    if not isinstance(value, str):
-        return value
-    if not re.fullmatch(DURATION_PATTERN, value, re.ASCII):
-        raise ValueError('is no duration; write seconds as a number, or a text such as "250ms", "90s", "1h30m"')
-    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(value))
-
 
 _NO_LIST: list[Any] = []
 _NO_MAP: dict[str, Any] = {}
@@ -68,17 +52,6 @@ def _no_truth_value(value: object) -> object:
         raise ValueError(f"expected 1, found {str(value).lower()}")  # True == 1 in Python, not in JSON
     return value
 
-
-_DURATION_SCHEMA = {
-    "anyOf": [
-        {"type": "number", "minimum": 0, "maximum": LONGEST_DURATION},
-        {"type": "string", "pattern": DURATION_PATTERN},
-    ]
-}
-Duration = Annotated[
-    float, Field(ge=0, le=LONGEST_DURATION), BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)
-]
-"""Seconds. In a document also a text such as "5m", "1h30m", "250ms"."""
 
 Id = Annotated[str, Field(pattern=ID_PATTERN, max_length=100)]
 Variable = Annotated[str, Field(pattern=VARIABLE_PATTERN)]
@@ -235,6 +208,9 @@ class InstructionSet(BaseModel):
         "off: each has its own",
     )
     timeout: Duration | None = Field(default=None, description='Time that the whole run may take: seconds, or "1h"')
+    budget: Budget | None = Field(
+        default=None, description="What the set's questions to language models may take in sum; more is refused"
+    )
     trust: Annotated[Trust, Field(strict=False)] = Field(
         default=Trust.TRUSTED, description="untrusted: for sets that came over a network or from a model"
     )

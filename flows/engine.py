@@ -131,6 +131,7 @@ class Run:
             observe=self.observe,
             scope_of=self.books.scope,
             secrets=settings.secrets,
+            models=settings.models,
             decided=lambda subject: self._decisions.get(subject),
         )
         self._reusing = self._with_reuse()

@@ -44,6 +44,8 @@ class ApprovalNeeded(Interrupted):
         self.message = message
         self.files = list(files)
         self.patch = patch
+        self.in_advance = True
+        """Whether approving everything in advance counts for it."""
 
     def as_json(self) -> dict[str, Any]:
         """For the run's document, and for whoever decides."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantum_orchestrator.blocks.durations import Duration
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.flows import expressions, judge, reading
 from quantum_orchestrator.flows.document import (
-    Duration,
     ErrorHandler,
     Instruction,
     InstructionSet,

@@ -193,7 +193,9 @@ class Steps:
                         stop.check()
                         await self._run_operation(step, after, started, stop)
                 except ApprovalNeeded as needed:
-                    await self._decide(step, needed.subject, needed.message, stop, needed.as_json())
+                    await self._decide(
+                        step, needed.subject, needed.message, stop, needed.as_json(), in_advance=needed.in_advance
+                    )
                 else:
                     return
 
@@ -336,10 +338,17 @@ class Steps:
             raise OperationError("the approval was rejected", hint="")
 
     async def _decide(
-        self, step: Step, subject: str, message: str, stop: Stop, about: Mapping[str, Any] | None = None
+        self,
+        step: Step,
+        subject: str,
+        message: str,
+        stop: Stop,
+        about: Mapping[str, Any] | None = None,
+        *,
+        in_advance: bool = True,
     ) -> bool:
         """What somebody who can be asked now has decided, on record. Raises ApprovalAwaited where nobody can."""
-        decision = await self._ask(step, message, stop)
+        decision = await self._ask(step, message, stop, in_advance=in_advance)
         if decision is None:
             operation = step.instruction.op
             self._observe(RunEvent(EventKind.AWAITING_APPROVAL, step.id, operation, message))
@@ -352,8 +361,8 @@ class Steps:
         self._decisions[subject] = decision
         return decision
 
-    async def _ask(self, step: Step, message: str, stop: Stop) -> bool | None:
-        if self._settings.approve and step.scope.document.trust is Trust.TRUSTED:
+    async def _ask(self, step: Step, message: str, stop: Stop, *, in_advance: bool) -> bool | None:
+        if in_advance and self._settings.approve and step.scope.document.trust is Trust.TRUSTED:
             return True
         if self._settings.ask is None:
             return None

@@ -33,6 +33,7 @@ from quantum_orchestrator.blocks.holdings import when_pruned
 from quantum_orchestrator.blocks.home import home, policy_path, refuse_own_run, workspace_home, workspace_option
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.levels import shortfall
+from quantum_orchestrator.blocks.model import BLOCK, ModelSettings, settings_from_environment
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.profile import Measured, Profile
 from quantum_orchestrator.blocks.workspace import Workspace
@@ -346,6 +347,7 @@ def _settings(record: RunRecord, request: RunRequest) -> RunSettings:
         actor=request.actor,
         ask=request.ask,
         secrets=load_secrets,
+        models=load_model,
         reuse=request.reuse or Wishes(**(record.options.get("reuse") or {})),
         duration_of=Estimates(Profile(home()).load(record.set_name)),
     )
@@ -397,6 +399,16 @@ def load_secrets(names: Sequence[str]) -> dict[str, str]:
                 f"there is no Secret block {block!r}", hint="make it in Prefect's UI, under Blocks"
             ) from error
     return values
+
+
+def load_model(name: str | None) -> ModelSettings:
+    """Who answers questions: a Model block, the one that QO_MODEL_BLOCK names, or as the environment says."""
+    block = name or os.environ.get(BLOCK)
+    if not block:
+        return settings_from_environment()
+    from quantum_orchestrator.blocks.model_block import settings_of
+
+    return settings_of(block)
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from quantum_orchestrator.blocks.model import ModelSettings
+from quantum_orchestrator.blocks.model_session import configured
 from quantum_orchestrator.flows.attempts import Outputs
 from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.document import OnFailure, RollbackTo
@@ -68,6 +70,8 @@ class RunSettings:
     """Hears of what is about to be approved or rejected: a step, or `step@digest` for a content."""
     secrets: Callable[[Sequence[str]], Mapping[str, str]] = lambda _names: {}
     """Values of secrets by name."""
+    models: Callable[[str | None], ModelSettings] = configured
+    """Who answers questions to language models, by the name of a Model block or of none."""
     reuse: Wishes = field(default_factory=Wishes)
     batch_from: int = BATCH_FROM
     """How many steps a set has to have for cheap ones to be done together."""

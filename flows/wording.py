@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quantum_orchestrator.blocks.durations import DURATION_PATTERN
 from quantum_orchestrator.flows import document
 from quantum_orchestrator.flows.faults import described, shown
 
@@ -36,7 +37,7 @@ PATTERNS = {
     document.NAME_PATTERN: "must be readable: not blank, no '/', no control characters",
     document.VARIABLE_PATTERN: "may have only letters, digits and '_', and begins with no digit",
     document.INPUT_PATTERN: "may have only letters, digits, '_' and '-', and begins with a letter or '_'",
-    document.DURATION_PATTERN: 'is no duration; write seconds as a number, or a text such as "250ms", "90s", "1h30m"',
+    DURATION_PATTERN: 'is no duration; write seconds as a number, or a text such as "250ms", "90s", "1h30m"',
     document.LONE_EXPRESSION_PATTERN: "is no expression; write ${{ … }} around it",
 }
 ELSEWHERE = {

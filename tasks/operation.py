@@ -2,10 +2,12 @@
 
 An operation is a class with a `Parameters` model and an `Outputs` model. It says what it touches before it runs
 (`effects`), from its parameters alone and without looking at anything; the planner orders instructions by that.
-Then it runs, in one of two ways:
+Then it runs, in one of three ways:
 
 - *Predictable*: it works on `context.files` (an overlay), so that it can be planned exactly, and touches nothing else.
-- *Not predictable*: it acts on the workspace's folder (`context.root`) through `context.processes` or
+- *Not predictable*, as a language model decides (`asks_model`): the same, but a plan shows it as deferred, and asks
+  nobody.
+- *Not predictable* otherwise: it acts on the workspace's folder (`context.root`) through `context.processes` or
   `context.repository`; the engine captures what it may write before it starts and takes the difference afterwards. A
   plan shows it as deferred.
 
@@ -29,6 +31,7 @@ from quantum_orchestrator.blocks.paths import check_path
 from quantum_orchestrator.blocks.tree import ROOT, Overlay
 
 if TYPE_CHECKING:
+    from quantum_orchestrator.blocks.model_session import Models
     from quantum_orchestrator.blocks.policy import Policy
     from quantum_orchestrator.blocks.repository import Repository
     from quantum_orchestrator.blocks.sandbox import Processes
@@ -126,6 +129,9 @@ class Effects:
     """Nothing may be moved across it, not even what touches other paths."""
     keeps_objects: bool = False
     """It may write to a git repository, but never takes an object away: the objects need not be kept to undo it."""
+    asks_model: bool = False
+    """A language model decides what it writes: not predictable, but what it writes goes to the overlay alone, within
+    `writes`, and is judged as what came from nobody who is trusted."""
     irreversible: bool = False
     """It acts outside the workspace and cannot be undone: it waits until everything else has succeeded."""
 
@@ -206,6 +212,7 @@ class Context:
     not_sent: Callable[[], None] = lambda: None
     """To be called when it is certain that this try, although it failed, has changed nothing outside."""
     root: Path | None = None
+    models: Models | None = None
     policy: Policy | None = None
     processes: Processes | None = None
     repository: Repository | None = None

@@ -1,0 +1,96 @@
+"""What all operations that ask a language model have in common: who answers, what it may take, what is told of it.
+
+An operation here asks through `models_of`, works on `context.files`, and says `asks_model` in its effects: then a plan
+asks nobody, and nothing is written but what its effects name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from quantum_orchestrator.blocks.budget import Budget
+from quantum_orchestrator.blocks.errors import OperationError
+from quantum_orchestrator.blocks.model import Answer, Choice
+from quantum_orchestrator.blocks.model_session import Models
+from quantum_orchestrator.tasks.operation import Context, Outputs, Parameters, Reach, UnknownValue
+
+
+class ModelParameters(Parameters):
+    """Who is asked, and what that may take."""
+
+    provider: str | None = Field(
+        None,
+        description="Who answers: the name of a Model block of Prefect's, or `offline` for rules alone. Without it, "
+        "what this machine is configured for.",
+        min_length=1,
+    )
+    model: str | None = Field(None, description="The model's name, in the place of the configured one.", min_length=1)
+    base_url: str | None = Field(
+        None,
+        description="The address of a server that speaks the Messages protocol. Its host must be named under `hosts` "
+        "in the [http] table of policy.toml, and it gets no credentials but secrets of this step.",
+        min_length=1,
+    )
+    max_tokens: int | None = Field(None, description="Tokens that one answer may have.", ge=1)
+    budget: Budget | None = Field(None, description="The most that this step's questions may take.")
+
+    @property
+    def choice(self) -> Choice:
+        """Who is asked."""
+        return Choice(self.provider, self.model, self.base_url)
+
+    def reach(self) -> Reach:
+        """The network, unless rules answer; a host that the set names."""
+        if self.provider == "offline":
+            return Reach()
+        if self.base_url is None:
+            return Reach(network=True)
+        if isinstance(self.base_url, UnknownValue):
+            str(self.base_url)  # raises Unknown
+        return Reach(hosts=(host_of(self.base_url),), network=True)
+
+
+class ModelOutputs(Outputs):
+    """Who has answered."""
+
+    provider: str = Field(description="Who answered: anthropic, or offline for rules.")
+    model: str = Field(description="The model that answered, as its server calls it.")
+    input_tokens: int = Field(0, description="Tokens of the questions of this attempt.")
+    output_tokens: int = Field(0, description="Tokens of the answers.")
+
+
+def outputs_of(answer: Answer) -> dict[str, Any]:
+    """What every operation tells of who has answered."""
+    return {
+        "provider": answer.provider,
+        "model": answer.model,
+        "input_tokens": answer.usage.all_input_tokens,
+        "output_tokens": answer.usage.output_tokens,
+    }
+
+
+def models_of(parameters: ModelParameters, context: Context) -> Models:
+    """Whom the step asks. Raises OperationError when planning, and for an address that the policy does not name."""
+    if context.models is None:
+        raise OperationError("this operation cannot be planned: it asks a language model")
+    if parameters.base_url is not None:
+        host, hosts = host_of(parameters.base_url), context.policy.http_hosts if context.policy else ()
+        if host not in {each.casefold() for each in hosts}:
+            raise OperationError(
+                f"{parameters.base_url}: a set may not send questions there",
+                hint=f"name {host!r} under `hosts` in the [http] table of policy.toml",
+            )
+    return context.models.using(parameters.choice, parameters.budget)
+
+
+def host_of(address: str) -> str:
+    """The host of an http or https address; empty if it is none."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(address)
+        return (parts.hostname or "").casefold() if parts.scheme in ("http", "https") else ""
+    except ValueError:
+        return ""
