@@ -59,6 +59,8 @@ class AnthropicProvider:
             raise ModelError("no model is named", hint=CONFIGURE)
         if not settings.secrets and settings.base_url is None:
             raise ModelError("there are no credentials for the model's service", hint=CONFIGURE)
+        import anthropic  # noqa: F401 - which may take seconds: they are not the server's
+
         attempt = _Try(question, settings, seconds)
         attempt.start()
         cancel.on_cancel(attempt.done.set)
@@ -280,7 +282,7 @@ def _usage(usage: Any) -> Usage | None:
 
 
 def _as_ours(error: BaseException, settings: ModelSettings) -> BaseException:
-    """Any error of the package's, or out of it, as one of our tree. Texts of servers are shortened, and shown as such."""
+    """Any error of the package's, or out of it, as one of our tree. Texts of servers are shortened."""
     import anthropic
     import httpx2
 

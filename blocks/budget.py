@@ -1,8 +1,8 @@
 """Budgets of what language models may be asked: calls, tokens, money, attempts and time.
 
 A budget is checked before each try at a model's server, with the most that the try can take: what is refused has cost
-nothing, and what is admitted cannot break it. Pure arithmetic: what was spent is in the journal (`blocks/exchanges.py`),
-who asks is `blocks/model_session.py`'s matter.
+nothing, and what is admitted cannot break it. Pure arithmetic: what was spent is in the journal
+(`blocks/exchanges.py`), who asks is `blocks/model_session.py`'s matter.
 """
 
 from __future__ import annotations

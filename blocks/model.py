@@ -1,7 +1,7 @@
-"""The contract between operations and language models: a question goes out, a validated answer comes back, or an error.
+"""The contract between operations and language models: a question goes out, a judged answer comes back, or an error.
 
-An operation makes a `Question` and gets an `Answer`; who answers is a `Provider`, which is chosen by `ModelSettings` and
-never by the operation. What a provider brings is a `Reply`, and nobody uses one before `answer_of` has judged it: a
+An operation makes a `Question` and gets an `Answer`; who answers is a `Provider`, which `ModelSettings` choose and
+never the operation. What a provider brings is a `Reply`, and nobody uses one before `answer_of` has judged it: a
 reply that was cut off, refused, of the wrong shape or not asked for is an error of the tree (`blocks/errors.py`), never
 a shorter answer. An answer is data: nothing in it is ever a command, a path or an address that is followed unjudged.
 

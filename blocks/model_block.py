@@ -1,8 +1,8 @@
 """Who answers questions to language models, as a block of the Prefect server: a name, credentials, prices.
 
-A step names it (`provider`), or the machine does (QO_MODEL_BLOCK). Credentials are secret fields, and are masked wherever
-the run shows or stores anything. What the settings mean is `blocks/model.py`'s matter. Knows Prefect, and so is imported
-only where a run asks for a block.
+A step names it (`provider`), or the machine does (QO_MODEL_BLOCK). Credentials are secret fields, and are masked
+wherever the run shows or stores anything. What the settings mean is `blocks/model.py`'s matter. Knows Prefect, and so
+is imported only where a run asks for a block.
 """
 
 from __future__ import annotations

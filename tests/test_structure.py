@@ -30,6 +30,7 @@ PREFECT_AT_ONCE = (
     "flows/prefect_runner.py",
     "flows/telling.py",
     "blocks/policy_block.py",
+    "blocks/model_block.py",
 )
 """Modules that exist to speak to Prefect, and are themselves imported only when something runs."""
 WHEN_NEEDED = ("flows/recover.py", "flows/optimize.py", "deployments/*.py", "blocks/*.py")

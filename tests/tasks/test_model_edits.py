@@ -64,7 +64,9 @@ def test_a_search_with_too_much_indentation_is_found_and_the_replacement_is_move
 
 
 def test_an_empty_replacement_takes_whole_lines_out() -> None:
-    assert one("if not prices:\n    return 0", "") == SHOP.decode().replace("    if not prices:\n        return 0\n", "")
+    assert one("if not prices:\n    return 0", "") == SHOP.decode().replace(
+        "    if not prices:\n        return 0\n", ""
+    )
 
 
 def test_lines_end_as_those_of_the_file_do() -> None:
@@ -164,7 +166,9 @@ def test_half_of_a_surrogate_pair_is_refused() -> None:
 
 # The other way round.
 
-contents = st.lists(st.sampled_from(["a", "b", "  a", "", "a b"]), max_size=8).map(lambda each: "\n".join(each).encode())
+contents = st.lists(st.sampled_from(["a", "b", "  a", "", "a b"]), max_size=8).map(
+    lambda each: "\n".join(each).encode()
+)
 
 
 @given(contents, contents)
