@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,14 @@ SETTINGS = (
     Setting("journal", "keep_days", Kind.NUMBER, 90, "for how long a run that has ended can be undone", own=True),
     Setting("journal", "keep_runs", Kind.NUMBER, 500, "for how many runs", own=True),
     Setting("journal", "max_size_mb", Kind.NUMBER, 2048, "and in how much space, in MiB; goes first", own=True),
-    Setting("doors", "trusted", Kind.NAMES, (), "doors whose sets are trusted: api, watch, webhook:NAME", own=True),
+    Setting(
+        "doors",
+        "trusted",
+        Kind.NAMES,
+        (),
+        "doors whose sets are trusted: api, hooks, mcp, watch:FOLDER, webhook:NAME; globs",
+        own=True,
+    ),
     Setting("prefect", "policy", Kind.BLOCK, "", "a policy block of the Prefect server that narrows this", own=True),
 )
 GRANTS = (
@@ -287,6 +295,10 @@ class Policy:
         return replace(narrowed, network=self.untrusted_network, secrets=self.untrusted_secrets)
 
     # Verdicts.
+
+    def trusts(self, door: str) -> bool:
+        """Whether sets that come in by a door are trusted: `mcp`, `hooks`, `watch:` with a folder, and others."""
+        return any(fnmatchcase(door, each) for each in self.doors_trusted)
 
     @property
     def forbids_nothing(self) -> bool:

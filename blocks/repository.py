@@ -201,8 +201,9 @@ class Repository:
 
     @cached_property
     def users_settings(self) -> Mapping[str, str]:
-        """`user.name`, `user.email` and `init.defaultbranch` of the caller, as configured for this folder."""
-        wanted = r"^(user\.(name|email)|init\.defaultbranch)$"
+        """`user.name`, `user.email`, `init.defaultbranch` and `core.hookspath` of the caller, as configured for this
+        folder."""
+        wanted = r"^(user\.(name|email)|init\.defaultbranch|core\.hookspath)$"
         environment = {name: os.environ[name] for name in _USERS_CONFIGURATION if name in os.environ}
         answer = _execute(
             ("-C", str(self.root), "--git-dir", str(self.folder), "config", "--includes", "-z", "--get-regexp", wanted),
@@ -213,6 +214,12 @@ class Repository:
         if answer.exit_code > 1:
             raise _failure("config", answer)
         return {key: value for key, _, value in (each.partition("\n") for each in answer.fields)}
+
+    @property
+    def hooks_folder(self) -> Path:
+        """Where git looks for hooks here: git-config(1), core.hooksPath. No hook runs by this module."""
+        chosen = self.users_settings.get("core.hookspath", "")
+        return self.root / Path(chosen).expanduser() if chosen else self.folder / "hooks"
 
     @property
     def identity(self) -> Person | None:
@@ -239,11 +246,13 @@ class Commands:
         remote: bool = False,
         reads: bool = False,
         author: Person | None = None,
+        index: Path | None = None,
     ) -> Answer:
         """Run `git ARGUMENTS`.
 
         `remote` lets it speak the policy's protocols, `reads` keeps it from refreshing the index, `author` writes the
-        commit (and commits it, without an identity). Raises OperationError unless it ends with a code in `accept`.
+        commit (and commits it, without an identity), `index` is another index than the repository's. Raises
+        OperationError unless it ends with a code in `accept`.
         """
         environment = {
             **_ENVIRONMENT,
@@ -251,6 +260,7 @@ class Commands:
             **self._people(author),
             "GIT_CEILING_DIRECTORIES": str(self.repository.root.parent),
             "GIT_OPTIONAL_LOCKS": "0" if reads else "1",
+            **({} if index is None else {"GIT_INDEX_FILE": str(index)}),
         }
         with _ignored_names(self.repository.policy.snapshot_exclude) as ignored:
             environment |= _as_environment(

@@ -11,7 +11,6 @@ There is no traceback without -v. This module must stay cheap to import: it is t
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -23,12 +22,14 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from quantum_orchestrator.blocks.errors import InvalidInput, QuantumError
 from quantum_orchestrator.deployments.cli_options import STDIN
+from quantum_orchestrator.deployments.failures import as_known, error_json
 from quantum_orchestrator.deployments.garbage import collected_seldom
 from quantum_orchestrator.deployments.screen import Screen, plural
 from quantum_orchestrator.deployments.service_client import Unserved
 
 SETS = Group.create_ordered("Instruction sets")
 RUNS = Group.create_ordered("Runs")
+DOORS = Group.create_ordered("What starts runs")
 SERVICE = Group.create_ordered("This machine")
 
 COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
@@ -42,6 +43,7 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
             "qo run tour.json --follow",
             "qo run tour.json --json-stream | jq -c 'select(.event == \"step_finished\") | [.step, .outputs]'",
             "qo run --plan p.plan",
+            'qo run tour.json --junit build/run.xml --source "$CI_JOB_URL"',
         ),
     ),
     "plan": (
@@ -99,6 +101,23 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
             "qo gc --all --json",
         ),
     ),
+    "mcp": (
+        "cli_mcp:mcp",
+        DOORS,
+        ("qo mcp --workspace ../shop", "QO_MCP_TOKEN=$TOKEN qo mcp --http --port 8848 --workspace ../shop"),
+    ),
+    "hooks install": (
+        "cli_hooks:install",
+        DOORS,
+        ("qo hooks install pre-commit examples/hooks/tidy.json", "qo hooks install commit-msg message.json"),
+    ),
+    "hooks uninstall": ("cli_hooks:uninstall", DOORS, ("qo hooks uninstall pre-commit",)),
+    "hooks list": ("cli_hooks:list_", DOORS, ("qo hooks list", "qo hooks list --workspace ../shop --json")),
+    "hooks run": (
+        "cli_hooks:run",
+        DOORS,
+        ("qo hooks run pre-commit --set tidy.json", "qo hooks run pre-push --set push.json -- origin URL"),
+    ),
     "policy show": ("cli_policy:show", SERVICE, ("qo policy show", "qo policy show --untrusted --json")),
     "policy test": (
         "cli_policy:judge_set",
@@ -121,6 +140,7 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
 """Name -> where its function is, its group in the help, examples."""
 
 PARENTS = {
+    "hooks": "Git hooks that run instruction sets.",
     "policy": "What this machine allows sets to do.",
     "inbox": "What the API, webhooks and watched folders have accepted.",
     "audit": "Who began, approved, ended and undid which runs.",
@@ -129,7 +149,6 @@ PARENTS = {
 
 Printer = Callable[[dict[str, Any]], None]
 _FLAGS = ("-q", "--quiet", "-v", "--verbose", "--no-color", "--json", "--json-stream")
-_SPACE_AND_PERMISSIONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def version() -> str:
@@ -280,7 +299,7 @@ def _usage(screen: Screen, error: CycloptsError, *, stream: bool) -> int:
     if stream:  # which has a last line, whatever happens
         from quantum_orchestrator.deployments.json_stream import finish
 
-        finish(_error_json(known))
+        finish(error_json(known))
     return known.exit_code
 
 
@@ -299,7 +318,7 @@ def _failed(screen: Screen, error: Exception, print_document: Printer) -> int:
         import traceback
 
         screen.warn("".join(traceback.format_exception(error)).rstrip())
-    shown = _as_known(error)
+    shown = as_known(error)
     faults = getattr(shown, "faults", None)
     if faults:
         for fault in faults:
@@ -307,35 +326,9 @@ def _failed(screen: Screen, error: Exception, print_document: Printer) -> int:
         screen.note(f"{plural(len(faults), 'fault')}; nothing has run", "")
     else:
         screen.error(shown)
-    print_document(_error_json(shown))
+    print_document(error_json(shown))
     sys.stdout.flush()
     return shown.exit_code
-
-
-def _as_known(error: Exception) -> QuantumError:
-    """The error itself if it was raised on purpose, else what can be said of it."""
-    if isinstance(error, QuantumError):
-        return error
-    if isinstance(error, OSError) and error.errno in _SPACE_AND_PERMISSIONS:
-        where = f"{error.filename}: " if error.filename else ""
-        known = QuantumError(
-            f"{where}{error.strerror}", hint="check the space left and the permissions there; `qo doctor` says more"
-        )
-        known.exit_code = 4
-        return known
-    name = type(error).__name__
-    return QuantumError(
-        f"this is a defect: {name}: {error}" if str(error) else f"this is a defect: {name}", hint="-v shows where"
-    )
-
-
-def _error_json(error: QuantumError) -> dict[str, Any]:
-    """What --json prints instead of a result."""
-    if not isinstance(error, InvalidInput):
-        return {"status": "error", "error": {"type": error.kind, "message": error.message, "hint": error.hint}}
-    faults = getattr(error, "as_json", None)
-    plain = {"file": "", "line": 0, "column": 0, "pointer": "", "message": error.message, "hint": error.hint}
-    return {"status": "invalid", "errors": faults() if faults else [plain]}
 
 
 if __name__ == "__main__":

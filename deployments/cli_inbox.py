@@ -146,12 +146,9 @@ def _carry_out(inbox: Inbox, item: Item, screen: Screen) -> int:
 
 def trust_of(source: str, policy: Policy) -> Trust:
     """What a source deserves: nothing that comes from a network or a folder is trusted, unless the policy says so."""
-    from fnmatch import fnmatchcase
-
     from quantum_orchestrator.flows.instruction_set import Trust
 
-    trusted = any(fnmatchcase(source, each) for each in policy.doors_trusted)
-    return Trust.TRUSTED if trusted else Trust.UNTRUSTED
+    return Trust.TRUSTED if policy.trusts(source) else Trust.UNTRUSTED
 
 
 def judged(source: str, text: bytes, *, file: str, folder: Path | None) -> InstructionSet:

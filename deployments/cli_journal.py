@@ -143,8 +143,7 @@ def status(*, workspace: WorkspaceOfRuns = None, json_: Json = False, talk: Talk
     """Say what runs in the workspace, what waits, or what ran last."""
     root = existing_root(workspace)
     with journal_of(root) as journal:
-        newest = journal.unfinished() or next(iter(journal.runs(1)), None)
-        state = _state(journal, root, newest)
+        state = workspace_state(journal, root)
     if json_:
         talk.screen.document(state)
     else:
@@ -152,7 +151,9 @@ def status(*, workspace: WorkspaceOfRuns = None, json_: Json = False, talk: Talk
     return 0
 
 
-def _state(journal: Journal, root: Path, run: RunRecord | None) -> dict[str, Any]:
+def workspace_state(journal: Journal, root: Path) -> dict[str, Any]:
+    """What runs there, what waits, or what ran last: the document of `qo status --json`."""
+    run = journal.unfinished() or next(iter(journal.runs(1)), None)
     if run is None:
         return {"workspace": str(root), "status": "idle", "run_id": None, "next": []}
     how = standing(journal, run)

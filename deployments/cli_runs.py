@@ -50,6 +50,7 @@ from quantum_orchestrator.deployments.cli_options import (
     resolved_inputs,
     workspace_root,
 )
+from quantum_orchestrator.deployments.junit import write_junit
 from quantum_orchestrator.deployments.screen import Screen, plural
 
 if TYPE_CHECKING:
@@ -100,6 +101,12 @@ def run(
     plan: Annotated[
         str | None, Parameter(help="Run a plan file of `qo plan -o`, if the workspace is still as it was.")
     ] = None,
+    junit: Annotated[
+        str | None, Parameter(name="--junit", help="Write the run's end to this file as JUnit XML, a test case a step.")
+    ] = None,
+    source: Annotated[str | None, Parameter(help="What the audit is told of where the set comes from.")] = None,
+    as_: Annotated[str | None, Parameter(name="--as", show=False, help="The file whose content - is.")] = None,
+    run_id: Annotated[str | None, Parameter(name="--run-id", show=False, help="The id of the run.")] = None,
     follow: Follow = False,
     json_: Json = False,
     json_stream: JsonLines = False,
@@ -115,9 +122,22 @@ def run(
     refuse_mixtures(json_stream, {"--json": json_, "--diff": diff, "--check": check})
     if (file is None) == (plan is None):
         raise UsageError("needs either FILE or --plan PLAN", hint="`qo run --help` shows examples")
-    given = Given(file or plan or "", input, inputs_file, workspace, untrusted=untrusted, check=check)
+    given = Given(
+        file or plan or "", input, inputs_file, workspace, untrusted=untrusted, check=check, name=as_, source=source
+    )
     options = Options(
-        parallel, on_failure, diff, yes, not no_wait, json_, json_stream, follow, no_cache=no_cache, force=force
+        parallel,
+        on_failure,
+        diff,
+        yes,
+        not no_wait,
+        json_,
+        json_stream,
+        follow,
+        no_cache=no_cache,
+        force=force,
+        junit=junit,
+        run_id=run_id,
     )
     talk.screen.note(f"{given.file}: checking")
     talk.screen.flush()
@@ -134,6 +154,15 @@ class Given:
     workspace: str | None
     untrusted: bool
     check: bool
+    name: str | None = None
+    """What the file is called, where it comes by standard input."""
+    source: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, for the audit, so that it can be found from anywhere."""
+        named = self.name or self.file
+        return self.source or (named if named == STDIN else str(Path(named).absolute()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +180,8 @@ class Options:
     start_at: str | None = None
     no_cache: bool = False
     force: tuple[str, ...] = ()
+    junit: str | None = None
+    run_id: str | None = None
 
     @property
     def wishes(self) -> Wishes:
@@ -197,8 +228,8 @@ def _run_file(screen: Screen, given: Given, options: Options) -> int:
     if old is not None:
         refuse_mixtures(options.json_stream, {"an instruction block in the older format": True})
         values = given_inputs(given.inputs, given.inputs_file)
-        return _run_older(screen, old, given.file, values, workspace_root(given.workspace), options)
-    source = load_source(given.file, text, untrusted=given.untrusted)
+        return _run_older(screen, old, given, values, workspace_root(given.workspace), options)
+    source = load_source(given.name or given.file, text, untrusted=given.untrusted)
     inputs = resolved_inputs(source.document, given.inputs, given.inputs_file)
     root = workspace_root(given.workspace, source.document)
     options.require_steps(source.document)
@@ -207,7 +238,7 @@ def _run_file(screen: Screen, given: Given, options: Options) -> int:
 
         return show_plan(screen, source, inputs, root, as_json=options.json, wishes=options.wishes)
     graph = build_graph(source, inputs)
-    conduct = Conductor(screen, made_root(root), options, source=_place(source.file))
+    conduct = Conductor(screen, made_root(root), options, source=given.place, run_id=options.run_id)
     return conduct.start(source.document, inputs, graph)
 
 
@@ -225,13 +256,8 @@ def _run_plan(screen: Screen, given: Given, options: Options) -> int:
     options.require_steps(made.document)
     graph = build_graph(Source(plan, made.document), made.inputs)
     at_once = replace(options, wait=False)  # whoever is waited for would change what the plan rests on
-    conduct = Conductor(screen, made_root(root), at_once, source=_place(plan))
+    conduct = Conductor(screen, made_root(root), at_once, source=given.place, run_id=options.run_id)
     return conduct.start(made.document, made.inputs, graph, made)
-
-
-def _place(file: str) -> str:
-    """Where a set comes from, as it can be found from anywhere."""
-    return file if file == STDIN else str(Path(file).absolute())
 
 
 class Conductor:
@@ -370,6 +396,8 @@ class Conductor:
         from quantum_orchestrator.deployments.display import run_lines
 
         code = EXIT_CODES.get(report["status"], 1) if exit_code is None else exit_code
+        if self.options.junit is not None:
+            write_junit(self.options.junit, report)
         if self.stream is not None:
             self._say_what_is_next(report)  # first, as nobody may read the stream any more
             self.stream.finish(report)
@@ -452,7 +480,7 @@ def _older_block(text: bytes, file: str) -> Mapping[str, Any] | None:
 
 
 def _run_older(
-    screen: Screen, block: Mapping[str, Any], file: str, given: Mapping[str, Any], root: Path, options: Options
+    screen: Screen, block: Mapping[str, Any], given: Given, values: Mapping[str, Any], root: Path, options: Options
 ) -> int:
     """Run a block in the older format: one line of JSON on standard output, whatever happens."""
     from quantum_orchestrator.flows import wizardpro
@@ -467,9 +495,8 @@ def _run_older(
         screen.error(error)
         screen.result(wizardpro.reply_line(wizardpro.reply_for_problem(error.message)))
         return 1
-    may_ask = file != STDIN and sys.stdin.isatty() and sys.stderr.isatty()
     progress = _progress_of_block(screen, block, options)
-    reply, code = asyncio.run(_block_run(progress, block, given, root, options, may_ask=may_ask))
+    reply, code = asyncio.run(_block_run(progress, block, given, values, root, options))
     screen.result(wizardpro.reply_line(reply))
     return _parting(code, progress)
 
@@ -483,22 +510,26 @@ def _progress_of_block(screen: Screen, block: Mapping[str, Any], options: Option
 def _block_run(
     progress: Progress,
     block: Mapping[str, Any],
-    given: Mapping[str, Any],
+    given: Given,
+    values: Mapping[str, Any],
     root: Path,
     options: Options,
-    *,
-    may_ask: bool,
 ) -> Coroutine[Any, Any, tuple[dict[str, Any], int]]:
+    from quantum_orchestrator.flows.instruction_set import Trust
     from quantum_orchestrator.flows.wizardpro import run_block
 
+    may_ask = given.file != STDIN and sys.stdin.isatty() and sys.stderr.isatty()
     return run_block(
         block,
         root=root,
-        given={name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()},
+        given={name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()},
         ask=_ask_for_text if may_ask else None,
         on_failure=options.policy,
         observers=[progress.observe],
-        approve=options.yes,
+        approve=options.yes and not given.untrusted,
+        trust=Trust.UNTRUSTED if given.untrusted else Trust.TRUSTED,
+        source=given.source or f"{given.place}, a block in the older format",
+        run_id=options.run_id,
     )
 
 

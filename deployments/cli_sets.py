@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,7 +44,7 @@ GraphFormat = Literal["mermaid", "dot"]
 def validate(
     file: File,
     /,
-    *,
+    *more: Annotated[str, Parameter(help="Further sets, without inputs.")],
     input: InputPairs = (),  # noqa: A002 - the option's name
     inputs_file: InputsFile = None,
     untrusted: Untrusted = False,
@@ -57,17 +57,41 @@ def validate(
     looked at but the set and the sets that it calls. Given inputs are judged
     too.
     """
+    from quantum_orchestrator.flows.instruction_set import InvalidSet
+
+    if more and (input or inputs_file):
+        raise UsageError("inputs are given to one set: --input and --inputs-file go with one FILE")
+    judged, faults = [], []
+    for each in (file, *more):
+        try:
+            judged.append(_judged(each, input, inputs_file, untrusted=untrusted))
+        except InvalidSet as error:
+            faults.append(error)
+    if faults:
+        every = [fault for error in faults for fault in error.faults]
+        raise InvalidSet(every, by_policy=any(error.by_policy for error in faults))
+    if json_:
+        sets = [_valid_json(source) for source in judged]
+        talk.screen.document(sets[0] if not more else {"status": "valid", "sets": sets})
+        return 0
+    for source in judged:
+        count = plural(len(source.document.instructions), "instruction")
+        talk.screen.result(f"{source.file}: valid: {source.document.name!r}, {count}", "green")
+    return 0
+
+
+def _judged(file: str, pairs: Sequence[str], inputs_file: str | None, *, untrusted: bool) -> Source:
     source = load_source(file, untrusted=untrusted)
     document = source.document
-    if input or inputs_file or all("default" in schema for schema in document.inputs.values()):
-        build_graph(source, resolved_inputs(document, input, inputs_file))  # the order of an explicit set
-    count = len(document.instructions)
-    if json_:
-        inputs = sorted(document.inputs)
-        talk.screen.document({"status": "valid", "set": document.name, "instructions": count, "inputs": inputs})
-    else:
-        talk.screen.result(f"{file}: valid: {document.name!r}, {plural(count, 'instruction')}", "green")
-    return 0
+    if pairs or inputs_file or all("default" in schema for schema in document.inputs.values()):
+        build_graph(source, resolved_inputs(document, pairs, inputs_file))  # the order of an explicit set
+    return source
+
+
+def _valid_json(source: Source) -> dict[str, Any]:
+    document = source.document
+    inputs = sorted(document.inputs)
+    return {"status": "valid", "set": document.name, "instructions": len(document.instructions), "inputs": inputs}
 
 
 def plan(

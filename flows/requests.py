@@ -70,6 +70,7 @@ def new_record(request: RunRequest) -> RunRecord:
             "parallel": request.parallel,
             "on_failure": request.on_failure,
             "actor": request.actor,
+            "source": request.source,
             "reuse": None if request.reuse is None else asdict(request.reuse),
         },
         started_at=time.time(),

@@ -45,7 +45,8 @@ def run_unchanged(request: RunRequest) -> dict[str, Any] | None:
         except WorkspaceBusy:
             return None
         try:
-            return None if journal.unfinished() else _run(request, wishes, policy, journal)
+            begun = request.run_id is not None and journal.run(request.run_id) is not None  # which is refused
+            return None if begun or journal.unfinished() else _run(request, wishes, policy, journal)
         finally:
             journal.lock.release()
 

@@ -305,17 +305,21 @@ async def run_block(
     observers: Sequence[Observer] = (),
     approve: bool = False,
     trust: Trust = Trust.TRUSTED,
+    source: str = "a block in the older format",
+    run_id: str | None = None,
 ) -> tuple[Json, int]:
     """Run a block in the workspace `root`: the reply, and the exit code, 0 or 1.
 
     `given` are values of parameters; `ask` gets the others from a terminal, None where there is none. `approve` gives
-    every sign-off in advance. The Prefect server must be there (`deployments/server.py`).
+    every sign-off in advance. `source` and `run_id` are as in a RunRequest. The Prefect server must be there
+    (`deployments/server.py`).
     """
     started = time.monotonic()
     try:
         block = read_block(value)
         values = parameter_values(block, given, ask)
-        answer = await _BlockRun(block, values, root, on_failure, observers, approve, trust).run()
+        run = _BlockRun(block, values, root, on_failure, observers, approve, trust, source, run_id)
+        answer = await run.run()
     except QuantumError as error:
         answer = Answer(success=False, message=said(error))
     return answer.reply(time.monotonic() - started), 0 if answer.success else 1
@@ -342,6 +346,8 @@ class _BlockRun:
         observers: Sequence[Observer],
         approve: bool,
         trust: Trust,
+        source: str,
+        run_id: str | None,
     ) -> None:
         self.block = block
         self.values = values
@@ -350,6 +356,8 @@ class _BlockRun:
         self.observers = [*observers, self._note_prompt]
         self.approve = approve
         self.trust = trust
+        self.source = source
+        self.run_id = run_id
         self.prompt = ""
 
     def _note_prompt(self, event: RunEvent) -> None:
@@ -460,7 +468,8 @@ class _BlockRun:
             self.root,
             on_failure=self.on_failure,
             approve=self.approve,
-            source="a block in the older format",
+            source=self.source,
+            run_id=self.run_id,
             observers=self.observers,
         )
         report = await run_set(request)

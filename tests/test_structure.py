@@ -39,6 +39,7 @@ STARTS_PROCESSES = (
     *("blocks/sandbox.py", "blocks/levels.py", "blocks/supervisor.py", "blocks/repository.py"),
     *("deployments/server.py", "deployments/service.py", "deployments/service_command.py"),
     "deployments/dispatcher.py",
+    "deployments/child_commands.py",
 )
 PURE = ("flows/plan.py", "flows/schedule.py")
 
