@@ -258,7 +258,7 @@ class Attempts:
             root=self._workspace.root,
             models=self._models(step, secrets, token) if asks_model else None,
             policy=policy,
-            processes=self._processes_for(document.trust, effects, lock),
+            processes=self._processes_of(step, effects, lock, asks_model=asks_model),
             repository=Repository(self._workspace.root, policy, lock=lock),
         )
 
@@ -273,6 +273,16 @@ class Attempts:
             step.instruction.timeout,
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, op, line)),
         )
+
+    def _processes_of(self, step: Step, effects: Effects, lock: int | None, *, asks_model: bool) -> Processes:
+        """What runs a model's code is confined as what a set runs that is not trusted; it changes copies alone."""
+        trust = step.scope.document.trust
+        if not asks_model:
+            return self._processes_for(trust, effects, lock)
+        runs_it = bool(
+            registry.get(step.instruction.op).reach(resolved_parameters(step, self._scope_of(step))).programs
+        )
+        return self._processes_for(Trust.UNTRUSTED if runs_it else trust, Effects(predictable=not runs_it), lock)
 
     def _processes_for(self, trust: Trust, effects: Effects, lock: int | None) -> Processes:
         """What starts the programs of a step, which may change the workspace or is known not to."""

@@ -9,9 +9,9 @@ reads no file. Import these names from `quantum_orchestrator.flows.instruction_s
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from quantum_orchestrator.blocks.budget import Budget
 from quantum_orchestrator.blocks.durations import Duration
@@ -96,12 +96,38 @@ class Trust(StrEnum):
     UNTRUSTED = "untrusted"
 
 
-class ErrorHandler(BaseModel):
-    """`on_error: {"run": [...]}`: instructions that handle a failure; when they succeed, it is handled."""
+class ModelHelp(BaseModel):
+    """`on_error: {"llm": {...}}`: what a language model may do about a failure before the step is tried again."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    run: list[Instruction] = Field(description="Instructions that handle the failure, in order")
+    paths: list[Annotated[str, Field(min_length=1, json_schema_extra={"format": "workspace-folder"})]] = Field(
+        min_length=1, description="Files, and folders with everything below them, that the model may change"
+    )
+    instruction: str = Field(default="", description="What else the model should know")
+    attempts: int = Field(default=2, ge=1, le=5, description="How often the step is repaired and tried again")
+    provider: str | None = Field(default=None, description="Who answers: the name of a Model block, or `offline`")
+    model: str | None = Field(default=None, description="The model's name, in the place of the configured one")
+    base_url: str | None = Field(default=None, description="The address of a server that speaks the Messages protocol")
+    budget: Budget | None = Field(default=None, description="The most that the questions of one repair may take")
+
+
+class ErrorHandler(BaseModel):
+    """What handles a failure: instructions (`run`), which have handled it when they succeed, or a language model
+    (`llm`), which repairs files so that the step succeeds when it is tried again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, json_schema_extra={"minProperties": 1})
+
+    run: list[Instruction] = Field(default_factory=list, description="Instructions that handle the failure, in order")
+    llm: ModelHelp | None = Field(
+        default=None, description="Diagnose, repair and try again; the diagnosis is in the error if that does not help"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if not self.model_fields_set or (self.llm is not None and self.run):
+            raise ValueError("give one of 'run' and 'llm'")
+        return self
 
 
 class Instruction(BaseModel):
@@ -148,7 +174,8 @@ class Instruction(BaseModel):
         "What it uses while it runs: cpu (processors), memory (GiB), or a name of yours (of 1)",
     )
     on_error: Literal["fail", "continue"] | ErrorHandler = Field(
-        default="fail", description='What a failure leads to: "fail", "continue", or {"run": [instructions]}'
+        default="fail",
+        description='What a failure leads to: "fail", "continue", {"run": [instructions]} or {"llm": {"paths": [...]}}',
     )
     undo: Instruction | None = Field(
         default=None, description="An instruction that makes up for an effect outside the workspace"

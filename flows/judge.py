@@ -37,7 +37,7 @@ Place = tuple[str, str, Parts]
 STARTS_PROGRAMS = ("script.run", "quality.test")
 LENIENT = Policy(lenient=True)
 """Judged by this, nothing is refused: for whoever asks afterwards what a policy says of each step."""
-LATER_OPERATIONS = re.compile(r"llm\..*|quality\.(?:refactor|gate)")
+LATER_OPERATIONS = re.compile(r"llm\.(?:generate|analyze|plan|document|optimize)|quality\.(?:refactor|gate)")
 SIMPLE = frozenset(
     ("id", "op", "with", "needs", "retries", "retry_delay", "timeout", "resources", "description", "tags", "on_error")
 )
@@ -277,6 +277,8 @@ class SetJudge:
             lists.append((handler["run"], f"{pointer}/on_error/run"))
         for inner, place in lists:
             self._list(inner, place, visible)
+        if isinstance(handler, dict) and isinstance(handler.get("llm"), dict):
+            self._help(handler["llm"], f"{pointer}/on_error/llm")
         if isinstance(undo, dict):
             name = undo.get("id")
             known = {name: undo} if isinstance(name, str) else {}
@@ -287,6 +289,18 @@ class SetJudge:
             found |= {name for each in inner for name in steps_named_in(each)}
             found -= {str(each.get("id")) for each in inner if isinstance(each, dict)}
         return found - {str(raw.get("id"))}
+
+    def _help(self, given: Raw, pointer: str) -> None:
+        """Where a model's help may write, and what the policy says of it; its shape is judged elsewhere."""
+        paths = given.get("paths")
+        for index, path in enumerate(paths if isinstance(paths, list) else ()):
+            problem = schema.path_problem(path, "workspace-folder") if isinstance(path, str) and path else None
+            if problem:
+                self.faults.add(f"{pointer}/paths/{index}", problem[0], hint=problem[1])
+        fix = operation_named("llm.fix")
+        if fix is not None:
+            rest = {name: value for name, value in given.items() if name != "attempts"}
+            self._policy(fix, {**rest, "failure": "?"}, pointer)
 
     def _operation(self, name: object, pointer: str) -> AnyOperation | None:
         if not isinstance(name, str):

@@ -37,6 +37,8 @@ from quantum_orchestrator.flows.document import CHECKPOINT, ErrorHandler, Instru
 from quantum_orchestrator.flows.guard import ApprovalNeeded
 from quantum_orchestrator.flows.places import Places
 from quantum_orchestrator.flows.plan import (
+    AGAIN,
+    FIX,
     Expansion,
     Graph,
     Step,
@@ -319,10 +321,37 @@ class Steps:
         handler = step.instruction.on_error
         if handler == "continue":
             return
+        if isinstance(handler, ErrorHandler) and handler.llm is not None:
+            await self._repair(step, handler, error, stop)
+            return
         if isinstance(handler, ErrorHandler):
             await self._run_inner(step, f"{step.id}/on_error", handler_steps(step, handler), stop)
             return
         raise StepFailed(step, error)
+
+    async def _repair(self, step: Step, handler: ErrorHandler, error: QuantumError, stop: Stop) -> None:
+        """Have a model repair what made the step fail, and try it again: then it has succeeded.
+
+        Raises StepFailed with what is known of the failure; what was tried is undone.
+        """
+        name = f"{step.id}/on_error"
+        expansion = handler_steps(step, handler, error.message)
+        try:
+            await self._run_inner(step, name, expansion, stop)
+        except StepFailed as failed:
+            if isinstance(failed.error, FATAL):
+                raise
+            error = self._attempts.clean(_with_diagnosis(error, self._books.results.get(f"{name}/{FIX}"), failed))
+            await self._undoing.steps(expansion.steps)
+            result = self._books.results.get(step.id) or StepResult(step.id, step.instruction.op, StepStatus.FAILED)
+            result.status, result.error = StepStatus.FAILED, error
+            self._books.end(result, durable=True)
+            raise StepFailed(step, error) from failed
+        again = self._books.results.get(f"{name}/{AGAIN}")
+        outputs = again.outputs if again is not None else None
+        repaired = StepResult(step.id, step.instruction.op, StepStatus.SUCCEEDED, outputs=outputs or {})
+        repaired.reason = "repaired by a model, and tried again"
+        self._books.end(repaired, durable=True)
 
     # Approvals.
 
@@ -402,6 +431,18 @@ def _call_failed(step: Step, problem: StepFailed | TimeoutError) -> OperationErr
     if isinstance(problem, StepFailed):
         return OperationError(str(problem), hint=problem.error.hint)
     return TimedOut(f"took longer than {step.instruction.timeout:g} s; all that it had started was ended")
+
+
+def _with_diagnosis(error: QuantumError, fix: StepResult | None, failed: StepFailed) -> QuantumError:
+    """The error itself, which also says what a model or rules have made of it, and what came of that."""
+    diagnosis = (fix.outputs or {}).get("diagnosis") if fix is not None else None
+    if failed.step.id.endswith(f"/{FIX}"):
+        error.message += f"\n{failed.error.message}"
+    else:
+        said = f"diagnosis: {diagnosis['cause']} ({diagnosis['explanation']})" if diagnosis else "it was repaired"
+        error.message += f"\n{said}; tried again, it failed: {failed.error.message}"
+    error.args = (error.message,)
+    return error
 
 
 def _delay(step: Step, number: int) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 from quantum_orchestrator.blocks.errors import InvalidInput, OperationError
 from quantum_orchestrator.blocks.tree import ROOT
 from quantum_orchestrator.flows import expressions
-from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Order, Trust
+from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, ModelHelp, Order, Trust
 from quantum_orchestrator.flows.expressions import MISSING, Scope
 from quantum_orchestrator.flows.hazards import Edge as Edge
 from quantum_orchestrator.flows.hazards import Hazards, Link, Neighbours, edges_of
@@ -151,15 +151,35 @@ def expand_step(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any]) ->
     return expansion
 
 
-def handler_steps(step: Step, handler: ErrorHandler) -> Expansion:
-    """The steps of an `on_error`, whose ids begin with the failed step's."""
-    document = step.scope.document.model_copy(update={"instructions": list(handler.run)})
+FIX, AGAIN = "fix", "again"
+"""The steps that `on_error: {"llm": …}` becomes."""
+
+
+def handler_steps(step: Step, handler: ErrorHandler, failure: str = "?") -> Expansion:
+    """The steps of an `on_error`, whose ids begin with the failed step's; `failure` is what was said of it."""
+    instructions = handler.run if handler.llm is None else _repairing(step.instruction, handler.llm, failure)
+    document = step.scope.document.model_copy(update={"instructions": list(instructions)})
     scope = SetScope(f"{step.id}/on_error/", document, step.scope.inputs, outer=step.scope)
     expansion = Expansion()
-    for instruction in handler.run:
+    for instruction in instructions:
         inner = Step(scope.prefix + instruction.id, instruction, scope, step.item)
         _expand(inner, NOTHING_HAS_RUN, None, expansion)
     return expansion
+
+
+def _repairing(failed: Instruction, by: ModelHelp, failure: str) -> list[Instruction]:
+    """A repair, and the same instruction again, which may be repaired as often as is left."""
+    given = by.model_dump(mode="json", exclude={"attempts"}, exclude_none=True)
+    fix = {**given, "instruction": _literally(by.instruction), "failure": _literally(failure) or "?"}
+    left = by.attempts - 1
+    handler = ErrorHandler(llm=by.model_copy(update={"attempts": left})) if left else "fail"
+    once = {"id": AGAIN, "needs": [FIX], "when": None, "for_each": None, "retries": 0, "on_error": handler}
+    return [Instruction(id=FIX, op="llm.fix", parameters=fix), failed.model_copy(update=once)]
+
+
+def _literally(text: str) -> str:
+    """A text that means itself in an instruction."""
+    return text.replace("${{", "$${{")
 
 
 def _expand(step: Step, steps: Mapping[str, Any], run: Mapping[str, Any] | None, expansion: Expansion) -> None:

@@ -393,7 +393,7 @@ def instruction_validator() -> Draft202012Validator:
     definitions = schema["$defs"]
     own = dict(definitions["Instruction"]) if "$ref" in schema else schema
     handler = definitions["ErrorHandler"]
-    definitions["ErrorHandler"] = {**handler, "properties": {"run": {"type": "array"}}}
+    definitions["ErrorHandler"] = {**handler, "properties": {**handler["properties"], "run": {"type": "array"}}}
     undo = {"anyOf": [{"type": "object"}, {"type": "null"}]}
     return validator({**own, "properties": {**own["properties"], "undo": undo}, "$defs": definitions})
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from quantum_orchestrator.blocks.errors import OperationError
+from quantum_orchestrator.blocks.errors import BadAnswer
 from quantum_orchestrator.blocks.tree import digest
 from quantum_orchestrator.tasks.text_edit import LINES_COMPARED, line_of, listed, occurrences, why_not
 
@@ -40,7 +40,7 @@ class Edit:
     sha256: str = ""
 
 
-class EditsRefused(OperationError):
+class EditsRefused(BadAnswer):
     """Edits that cannot be made; nothing was changed. `faults` has every reason, one for each edit that is at fault."""
 
     def __init__(self, faults: Sequence[str]) -> None:

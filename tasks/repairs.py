@@ -8,10 +8,12 @@ same failure always gives the same proposals. Pure.
 from __future__ import annotations
 
 import ast
+import builtins
 import difflib
+import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from quantum_orchestrator.tasks.failures import Failure, Place
@@ -20,11 +22,19 @@ from quantum_orchestrator.tasks.parsing import syntax_fault
 CUTOFF = 0.6
 """How alike two names must be for one to be a slip of the other, as difflib counts."""
 MOST_NEAR = 3
+# fmt: off
+KNOWN_MODULES = frozenset((
+    "bisect", "collections", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq", "itertools",
+    "json", "math", "operator", "os", "os.path", "pathlib", "random", "re", "statistics", "string", "textwrap", "time",
+))
+# fmt: on
+"""Modules of the standard library that are looked into for what an attribute is called."""
 
 _UNDEFINED = re.compile(r"name '(\w+)' is not defined")
 _NO_ATTRIBUTE = re.compile(r"has no attribute '(\w+)'")
 _NO_EXPORT = re.compile(r"cannot import name '(\w+)' from")
 _NO_KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
+_OBJECT = re.compile(r"(?:module '(?P<module>[\w.]+)'|type object '(?P<type>[\w.]+)'|'(?P<builtin>\w+)' object) has no")
 _DID_YOU_MEAN = re.compile(r"Did you mean:? '(?:self\.)?([\w.]+)'\?")
 
 
@@ -79,17 +89,38 @@ def _slip(pattern: re.Pattern[str]) -> Callable[[Failure, Place, bytes], Iterato
     def rule(failure: Failure, place: Place, content: bytes) -> Iterator[tuple[str, bytes]]:
         match = pattern.search(failure.message)
         if match is not None:
-            yield from _renamed(failure, place, content, match[1])
+            yield from _renamed(failure, place, content, match[1], _attributes(failure.message))
 
     return rule
 
 
-def _renamed(failure: Failure, place: Place, content: bytes, name: str) -> Iterator[tuple[str, bytes]]:
-    """The name on its line, written as Python suggests, or as one of the file's own names that is nearly the same."""
+def _renamed(
+    failure: Failure, place: Place, content: bytes, name: str, attributes: Set[str] = frozenset()
+) -> Iterator[tuple[str, bytes]]:
+    """The name on its line, written as Python suggests, or as one of these attributes, or of the file's own names, that
+    is nearly the same."""
     suggested = _DID_YOU_MEAN.search(failure.message)
-    near = difflib.get_close_matches(name, sorted(_names(content) - {name}), n=MOST_NEAR, cutoff=CUTOFF)
+    near = [
+        other
+        for names in (attributes, _names(content))
+        for other in difflib.get_close_matches(name, sorted(names - {name}), n=MOST_NEAR, cutoff=CUTOFF)
+    ]
     for other in dict.fromkeys([*([suggested[1]] if suggested else []), *near]):
         yield f"'{name}' is not known here: '{other}' is meant", _on_line(content, place.line, name, other)
+
+
+def _attributes(message: str) -> Set[str]:
+    """What the object has that a message speaks of, where it is one of Python's own."""
+    match = _OBJECT.search(message)
+    if match is None:
+        return frozenset()
+    if match["builtin"]:
+        return frozenset(dir(getattr(builtins, match["builtin"], None)))
+    module, _, name = match["type"].rpartition(".") if match["type"] else (match["module"], "", "")
+    if module not in KNOWN_MODULES:
+        return frozenset()
+    found = importlib.import_module(module)
+    return frozenset(dir(getattr(found, name, None) if name else found))
 
 
 def _on_line(content: bytes, number: int, name: str, other: str) -> bytes:

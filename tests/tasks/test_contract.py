@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from jsonschema import Draft202012Validator
 
 from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
+from quantum_orchestrator.blocks.model_session import Ledger
 from quantum_orchestrator.blocks.paths import check_path
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.tree import Change, Entry, Kind, Overlay, Tree, ancestors, is_within
 from quantum_orchestrator.blocks.workspace import Workspace
+from quantum_orchestrator.flows import attempts
 from quantum_orchestrator.flows.document import InstructionSet
 from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import InvalidSet, load
@@ -43,6 +45,7 @@ from quantum_orchestrator.flows.results import RunStatus, StepStatus
 from quantum_orchestrator.flows.schema import document_schema
 from quantum_orchestrator.tasks import registry
 from quantum_orchestrator.tasks.operation import AnyOperation, Context, Effects
+from tests.model_double import Replayed
 from tests.plain_runner import PlainRunner
 
 OPERATIONS = registry.every()
@@ -127,6 +130,17 @@ def with_a_web_server(root: Path, shared: Path) -> Iterator[Setup]:
 
 
 @contextmanager
+def with_a_model(root: Path, shared: Path) -> Iterator[Setup]:
+    """One that corrects a word: what it is asked to do in the example."""
+    edits = [{"path": "greet.py", "search": "Helo", "replace": "Hello"}]
+    double = Replayed([{"summary": "Corrected.", "edits": edits}])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QO_MODEL", "a-model")
+        patch.setattr(attempts, "Ledger", partial(Ledger, provider=lambda _settings: double))
+        yield Setup()
+
+
+@contextmanager
 def with_files_alone(root: Path, shared: Path) -> Iterator[Setup]:
     yield Setup()
 
@@ -136,6 +150,7 @@ SETUPS: dict[str, Callable[[Path, Path], AbstractContextManager[Setup]]] = {
     "git.init": with_files_alone,
     "git.clone": beside_a_repository,
     "http.request": with_a_web_server,
+    "llm.edit": with_a_model,
 }
 """By an operation's name or by its family's."""
 

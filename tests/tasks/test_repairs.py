@@ -44,6 +44,17 @@ def test_an_attribute_and_an_export_are_written_as_they_are_meant() -> None:
     assert proposed("ImportError", export, 1, b"from shop import totl\n") == [b"from shop import total\n"]
 
 
+def test_attributes_of_pythons_own_objects_are_known() -> None:
+    for message, wrong, right in (
+        ("'str' object has no attribute 'lowr'", b"text.lowr()\n", b"text.lower()\n"),
+        ("module 'math' has no attribute 'fsums'", b"math.fsums(x)\n", b"math.fsum(x)\n"),
+        ("type object 'itertools.chain' has no attribute 'from_iterables'", b"from_iterables\n", b"from_iterable\n"),
+        ("module 'antigravity' has no attribute 'geohas'", b"antigravity.geohas\n", None),
+    ):
+        proposals_made = proposed("AttributeError", message, 1, wrong)
+        assert proposals_made[:1] == ([] if right is None else [right])
+
+
 def test_a_missing_colon_is_put_where_the_file_can_be_parsed_then() -> None:
     assert proposed("SyntaxError", "expected ':'", 1, b"if 1  # yes\n    pass\n") == [b"if 1:  # yes\n    pass\n"]
     assert proposed("SyntaxError", "expected ':'", 1, b"def f()\n    return (\n") == []
