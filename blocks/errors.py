@@ -27,16 +27,20 @@ Interrupted is a BaseException beside the tree, so that no operation's `except E
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class QuantumError(Exception):
-    """What went wrong, and in `hint` what to do about it."""
+    """What went wrong, and in `hint` what to do about it. `details` are JSON values for programs that read errors."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details: Mapping[str, Any] = details or {}
 
     @property
     def kind(self) -> str:

@@ -37,6 +37,8 @@ from quantum_orchestrator.blocks.tree import (
     Change,
     Entry,
     Kind,
+    Overlay,
+    Tree,
     ancestors,
     changed_meanwhile,
     digest,
@@ -80,6 +82,17 @@ class Workspace:
                 f"what was done so far cannot be made to survive a power cut: {error.strerror or error}",
                 hint="check the space left, the quota and the disk",
             ) from error
+
+    def before_run(self, run_id: str, paths: Sequence[str]) -> Tree:
+        """What was at and below these paths before the run began, as its journal says."""
+        first: dict[str, Change] = {}
+        for effect in self.journal.effects(run_id):
+            if any(is_within(effect.change.path, path) for path in paths):
+                first.setdefault(effect.change.path, effect.change)
+        earlier = Overlay(self.tree)
+        changes = [Change(path, change.after, change.before) for path, change in sorted(first.items())]
+        earlier.apply(changes, self.journal.content)
+        return earlier
 
     # Effects that are known before they happen.
 

@@ -144,6 +144,7 @@ class Attempts:
     def clean(self, error: QuantumError) -> QuantumError:
         """The error itself, as it may be shown and stored."""
         error.message, error.hint = self.redactor.text(error.message), self.redactor.text(error.hint)
+        error.details = self.redactor.value(error.details)
         error.args = (error.message,)
         if self._secrets:  # what led to it may say them as well
             error.__cause__ = error.__context__ = None
@@ -255,6 +256,7 @@ class Attempts:
             env={**self._document.env, **document.env, **secrets, **guard.env, RUN_ROOT: self._root},
             cancel=token,
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
+            before_run=partial(self._workspace.before_run, self._run_id),
             root=self._workspace.root,
             models=self._models(step, secrets, token) if asks_model else None,
             policy=policy,

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from quantum_orchestrator.blocks.disk_tree import Look
@@ -179,6 +180,7 @@ class Batches:
             policy=guard.policy,
             cancel=work.token,
             log=lambda line: work.events.append(RunEvent(EventKind.LOG, step.id, step.instruction.op, line)),
+            before_run=partial(self._workspace.before_run, self._books.run_id),
         )
         work.events.append(RunEvent(EventKind.STEP_STARTED, step.id, step.instruction.op))
         operation, parameters = registry.get(step.instruction.op), resolved_parameters(step, scope)

@@ -124,6 +124,7 @@ class _DryRun:
         self._to_the_end = to_the_end
         self._graph = graph
         self._never_cancelled = CancelToken()
+        self._base = tree
         self._total = Overlay(tree)
         self._guards = Guards(policy)
         self._run = run
@@ -212,6 +213,7 @@ class _DryRun:
             set_name=step.scope.document.name,
             policy=guard.policy,
             cancel=self._never_cancelled,
+            before_run=lambda _paths: self._base,
         )
         operation, parameters = registry.get(step.instruction.op), resolved_parameters(step, scope)
         approval = _asked(lambda: guard.check(step.id, operation, parameters, _nobody_has_decided))

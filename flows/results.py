@@ -133,7 +133,7 @@ class StepResult:
         """From the journal."""
         error = None
         if record.error is not None:
-            error = RecordedError(record.error["message"], hint=record.error["hint"], kind=record.error["type"])
+            error = RecordedError(record.error)
         status = StepStatus(record.status)
         reason = REUSED_BEFORE if status is StepStatus.REUSED else None
         return cls(record.id, record.op, status, record.attempts, record.duration, record.outputs, error, reason)
@@ -159,7 +159,7 @@ class StepResult:
             self.attempts,
             self.duration_s,
             self.outputs,
-            None if self.error is None else error_json(self.error),
+            None if self.error is None else _detailed(self.error),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class StepResult:
             "attempts": self.attempts,
             "duration_s": round(self.duration_s, 4),
             "outputs": None if self.outputs is None else dict(self.outputs),
-            "error": None if self.error is None else error_json(self.error),
+            "error": None if self.error is None else _detailed(self.error),
             **reason,
         }
 
@@ -184,9 +184,9 @@ REUSED_BEFORE = "inputs unchanged when the run came to it"
 class RecordedError(QuantumError):
     """An error of an earlier process, read back from the journal."""
 
-    def __init__(self, message: str, *, hint: str, kind: str) -> None:
-        super().__init__(message, hint=hint)
-        self._kind = kind
+    def __init__(self, recorded: Mapping[str, Any]) -> None:
+        super().__init__(recorded["message"], hint=recorded["hint"], details=recorded.get("details"))
+        self._kind: str = recorded["type"]
 
     @property
     def kind(self) -> str:
@@ -197,6 +197,12 @@ class RecordedError(QuantumError):
 def error_json(error: QuantumError) -> dict[str, str]:
     """An error as the public JSON gives it."""
     return {"type": error.kind, "message": error.message, "hint": error.hint}
+
+
+def _detailed(error: QuantumError) -> dict[str, Any]:
+    """The same of a step, with `details` where there are any."""
+    details = {"details": dict(error.details)} if error.details else {}
+    return {**error_json(error), **details}
 
 
 class EventKind(StrEnum):

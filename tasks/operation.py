@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, cast, get_args
@@ -28,7 +28,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, PathRefused
 from quantum_orchestrator.blocks.paths import check_path
-from quantum_orchestrator.blocks.tree import ROOT, Overlay
+from quantum_orchestrator.blocks.tree import ROOT, Overlay, Tree
 
 if TYPE_CHECKING:
     from quantum_orchestrator.blocks.model_session import Models
@@ -211,6 +211,8 @@ class Context:
     """An earlier try of what acts outside may have got through: its process died, or its connection broke."""
     not_sent: Callable[[], None] = lambda: None
     """To be called when it is certain that this try, although it failed, has changed nothing outside."""
+    before_run: Callable[[Sequence[str]], Tree] | None = None
+    """What was at and below these paths before the run began; None where an operation is called on its own."""
     root: Path | None = None
     models: Models | None = None
     policy: Policy | None = None

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import json
 import posixpath
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypeAlias, TypedDict
+
+from pydantic import Field
 
 from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.sandbox import Completed, Processes
 from quantum_orchestrator.blocks.tree import ROOT, Kind, Tree, ancestors, is_within, join, not_a_file, parent
-from quantum_orchestrator.tasks.operation import Access, Context
+from quantum_orchestrator.tasks.operation import Access, Context, FolderPath
 
 PYTHON_SUFFIXES = (".py", ".pyi", ".pyw", ".ipynb")
 CONFIGURATION = ("pyproject.toml", "ruff.toml", ".ruff.toml", ".editorconfig", ".gitignore", ".ignore")
@@ -34,8 +37,22 @@ EXCLUDED = frozenset((
 ))
 # fmt: on
 """Names of folders that are not looked into unless `paths` names one: those that ruff leaves out, and caches."""
+_COGNITIVE = Path(__file__).with_name("cognitive.py")
 SHOWN = 5
 """How many findings or tests an error message names."""
+Paths = Annotated[
+    list[FolderPath],
+    Field(
+        min_length=1,
+        description="Files, and folders with everything below them; `.` is the workspace. Folders that hold caches, "
+        "environments and builds are left out, unless named here.",
+    ),
+]
+
+
+def subtrees(paths: Iterable[str]) -> tuple[Access, ...]:
+    """These files, and folders with everything below them."""
+    return tuple(Access(path, subtree=True) for path in paths)
 
 
 def configuration_above(path: str) -> list[str]:
@@ -52,9 +69,9 @@ def listed(items: Sequence[object]) -> str:
 class Scratch:
     """A copy of a part of the workspace, in which tools may do as they like."""
 
-    def __init__(self, context: Context, folder: Path) -> None:
+    def __init__(self, context: Context, folder: Path, tree: Tree | None = None) -> None:
         self.context = context
-        self.tree = context.files
+        self.tree: Tree = tree or context.files
         self.root = folder / "workspace"
         self.report = folder / "report.json"
         self.home = folder / "home"
@@ -102,11 +119,20 @@ class Scratch:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.touch()
 
-    def ruff(self, command: str, *options: str, paths: Iterable[str]) -> Completed:
-        """Run it. Raises OperationError with what it says when it fails; findings are no failure."""
+    def graph(self, *options: str) -> dict[str, list[str]]:
+        """Run `ruff analyze graph` and return, for each file, those that it imports."""
+        done = self.ruff("analyze", "graph", *options, paths=[ROOT], quiet=True)
+        graph: dict[str, list[str]] = json.loads(done.stdout)
+        return graph
+
+    def ruff(self, command: str, *options: str, paths: Iterable[str], quiet: bool = False) -> Completed:
+        """Run it. Raises OperationError with what it says when it fails; findings are no failure.
+
+        What it says otherwise goes to the log, unless that is its report.
+        """
         processes = self.context.processes or Processes()
         done = processes.run(
-            [_ruff(), command, "--no-cache", *options, "--", *paths],
+            [ruff_program(), command, *options, *([] if command == "analyze" else ["--no-cache"]), "--", *paths],
             cwd=self.root,
             env={"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home), "NO_COLOR": "1"},
             timeout=self.context.timeout,
@@ -117,7 +143,7 @@ class Scratch:
         lines = [line for line in said.replace(f"{self.root}/", "").splitlines() if line.strip()]
         if done.exit_code:
             raise _ruff_failed(command, lines, done.exit_code)
-        for line in lines:
+        for line in () if quiet else lines:
             self.context.log(line)
         return done
 
@@ -129,6 +155,25 @@ class Scratch:
         for finding in findings:
             finding["filename"] = Path(finding["filename"]).relative_to(self.root).as_posix()
         return findings
+
+    def cognitive(self) -> dict[str, Measures]:
+        """What complexipy measures in each of the Python files; see `tasks/cognitive.py`."""
+        if not self.originals:
+            return {}
+        done = (self.context.processes or Processes()).run(
+            [sys.executable, "-I", "-c", _COGNITIVE.read_text()],
+            cwd=self.root,
+            env={"HOME": str(self.home)},
+            stdin=json.dumps(sorted(self.originals)).encode(),
+            timeout=self.context.timeout,
+            cancel=self.context.cancel,
+            folders=(self.root.parent,),
+        )
+        if done.exit_code:
+            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise OperationError(f"complexipy failed with exit code {done.exit_code}: {said[0]}")
+        measures: dict[str, Measures] = json.loads(done.stdout)
+        return measures
 
     def changed(self) -> dict[str, bytes]:
         """The files that a tool changed, with their new content."""
@@ -159,11 +204,23 @@ class RuffFinding(TypedDict):
     fix: RuffFix | None
 
 
+class Measure(TypedDict):
+    """The cognitive complexity of one function."""
+
+    name: str
+    line: int
+    complexity: int
+
+
+Measures: TypeAlias = list[Measure] | str
+"""Those of a file, or why it cannot be measured."""
+
+
 @contextmanager
-def scratch_folder(context: Context) -> Iterator[Scratch]:
-    """An empty scratch folder, which is gone afterwards."""
+def scratch_folder(context: Context, tree: Tree | None = None) -> Iterator[Scratch]:
+    """An empty scratch folder, which is gone afterwards; for files of `tree`, if it is not the workspace's."""
     with tempfile.TemporaryDirectory(prefix="qo-quality-") as folder:
-        yield Scratch(context, Path(folder).resolve())
+        yield Scratch(context, Path(folder).resolve(), tree)
 
 
 def _files(tree: Tree, folder: str) -> Iterator[str]:
@@ -221,7 +278,7 @@ def _extended(path: str, content: bytes, reads: Sequence[Access]) -> list[str]:
     return [target]
 
 
-def _ruff() -> str:
+def ruff_program() -> str:
     """Where ruff is: beside the Python that runs this, whatever the PATH says."""
     try:
         from ruff import find_ruff_bin  # type: ignore[import-untyped]

@@ -31,6 +31,7 @@ PREFECT_AT_ONCE = (
     "flows/telling.py",
     "blocks/policy_block.py",
     "blocks/model_block.py",
+    "blocks/quality.py",
 )
 """Modules that exist to speak to Prefect, and are themselves imported only when something runs."""
 WHEN_NEEDED = ("flows/recover.py", "flows/optimize.py", "deployments/*.py", "blocks/*.py")
@@ -47,7 +48,7 @@ OPERATIONS = """
 approval assert call checkpoint echo file.append file.chmod file.copy file.delete file.edit file.list file.mkdir
 file.move file.patch file.read file.render file.set file.write git.add git.branch git.checkout git.clone git.commit
 git.diff git.fetch git.init git.log git.merge git.push git.revert git.status git.tag http.request llm.edit llm.fix
-quality.format quality.lint quality.score quality.test script.run wait
+quality.format quality.gate quality.lint quality.score quality.test script.run wait
 """
 
 

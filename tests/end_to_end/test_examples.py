@@ -101,7 +101,7 @@ def history_is_written(ran: Ran) -> None:
 
 def code_is_better(ran: Ran) -> None:
     assert "import sys" not in ran.files["shop/prices.py"]
-    assert "def total(prices: list[int], discount=0):" in ran.files["shop/prices.py"]
+    assert "def total(prices: list[int], discount: int = 0) -> int:" in ran.files["shop/prices.py"]
     assert ran.says() == "findings: 2 before, 0 after; score: 100.0; tests passed: 1"
 
 
