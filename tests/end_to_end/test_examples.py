@@ -194,7 +194,7 @@ def package_is_committed(ran: Ran) -> None:
     )
     assert git(ran.root, "status", "--porcelain") == ""
     assert "import os" not in ran.files["tally/words.py"]
-    assert "def top(text, number=3):" in ran.files["tally/words.py"]
+    assert "def top(text: str, number: int = 3) -> list[str]:" in ran.files["tally/words.py"]
     assert 'version = "0.2.0"  # kept in step' in ran.files["pyproject.toml"]
     assert ran.says("summary") == "2 tests passed, score 100.0, on branch main"
     again = ran.qo("run", str(FOLDER / "tour.json"), workspace=False)[1]
