@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,13 @@ class Warm:
 class Running:
     """A `qo` that has not ended yet."""
 
-    def __init__(self, warm: Warm, folder: Path, stdin: bytes, job: Mapping[str, object]) -> None:
+    def __init__(self, warm: Warm, folder: Path, stdin: bytes, job: Mapping[str, object], out: str | None) -> None:
         self._warm = warm
         self._streams = [folder / f".{time.monotonic_ns()}.{stream}" for stream in ("in", "out", "err")]
         self._streams[0].write_bytes(stdin)
         self._began = time.monotonic()
-        self.pid = int(warm.ask({**job, "streams": [str(path) for path in self._streams]}))
+        given, own, err = map(str, self._streams)
+        self.pid = int(warm.ask({**job, "streams": [given, out or own, err]}))
         self._said: Said | None = None
 
     @property
@@ -134,7 +136,7 @@ class Running:
         if self._said is None:
             code = self._warm.ask({"wait": self.pid, "seconds": within})
             assert code, f"it has not ended after {within} s:\n{self.err}"
-            self._said = Said(int(code), self._streams[1].read_text(), self.err, time.monotonic() - self._began)
+            self._said = Said(int(code), self.out, self.err, time.monotonic() - self._began)
         return self._said
 
     def abandon(self) -> None:
@@ -146,10 +148,11 @@ class Running:
 
 
 class Qo:
-    """`qo` in a workspace of its own, `work`; the sets are beside it."""
+    """`qo` in a workspace of its own, `work`; the sets are beside it. `prefect`: is it told of the runs."""
 
-    def __init__(self, warm: Warm, folder: Path) -> None:
+    def __init__(self, warm: Warm, folder: Path, *, prefect: bool = True) -> None:
         self._warm = warm
+        self._prefect = prefect
         self._begun: list[Running] = []
         self.folder = folder
         self.work = folder / "work"
@@ -166,21 +169,41 @@ class Qo:
         powerless: bool = False,
         file_bytes: int = 0,
         space: int = 0,
+        out: str | None = None,
     ) -> Running:
         """Start `qo`. `powerless` takes root's privileges from it, `file_bytes` limits what it can write to a file,
-        and `space` is a process whose file systems it sees.
+        `space` is a process whose file systems it sees, and `out` where its standard output goes.
         """
-        job = {
-            "arguments": arguments,
-            "folder": str(self.work),
-            "environment": dict(environment or {}),
-            "powerless": powerless,
-            "file_bytes": file_bytes,
-            "space": space,
-        }
-        running = Running(self._warm, self.folder, stdin.encode() if isinstance(stdin, str) else stdin, job)
+        job = self._job(arguments, environment or {}, powerless=powerless, file_bytes=file_bytes, space=space)
+        running = Running(self._warm, self.folder, stdin.encode() if isinstance(stdin, str) else stdin, job, out)
         self._begun.append(running)
         return running
+
+    def _job(self, arguments: Sequence[str], environment: Mapping[str, str], **circumstances: object) -> dict[str, Any]:
+        return {
+            "arguments": arguments,
+            "folder": str(self.work),
+            "environment": dict(environment),
+            "prefect": self._prefect,
+        } | {"powerless": False, "file_bytes": 0, "space": 0, **circumstances}
+
+    def at_terminal(self, *arguments: str, keys: Mapping[str, bytes]) -> tuple[int, str]:
+        """The exit code and what was shown at a terminal of its own, where each of these texts is answered by keys."""
+        terminal, other_end = os.openpty()
+        job = {**self._job(arguments, {"TERM": "xterm"}), "streams": [os.ttyname(other_end)] * 3}
+        pid = int(self._warm.ask(job))
+        asked, shown, code, deadline = dict(keys), b"", "", time.monotonic() + PATIENCE
+        while select.select([terminal], [], [], 0.02)[0] or not code:
+            if not select.select([terminal], [], [], 0)[0]:
+                code = self._warm.ask({"wait": pid, "seconds": 0})
+                assert time.monotonic() < deadline, shown
+                continue
+            shown += os.read(terminal, 65536)
+            for question in [each for each in asked if each.encode() in shown]:
+                os.write(terminal, asked.pop(question))
+        os.close(other_end)
+        os.close(terminal)
+        return int(code), shown.decode()
 
     def close(self) -> None:
         for running in self._begun:
@@ -224,6 +247,19 @@ def processes_with(variable: str) -> list[int]:
                 if variable.encode() in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
     return found
+
+
+def left_running(variable: str, within: float = 5.0) -> list[str]:
+    """The command lines of those processes that do not end within so many seconds; they are ended then."""
+    deadline = time.monotonic() + within
+    while (left := processes_with(variable)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lines = []
+    for pid in left:
+        with contextlib.suppress(OSError):
+            lines.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode())
+            os.kill(pid, signal.SIGKILL)
+    return lines
 
 
 @contextlib.contextmanager

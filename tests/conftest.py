@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import Qo, Warm
+from commands import Qo, Warm, left_running
 from effort import NIGHTLY
 
 # What was started in the background or by `nohup` ignores these, and so would all that the tests start and interrupt.
@@ -40,9 +41,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = sorted((item for item in items if item not in for_the_night), key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish() -> None:
+    """What has been collected stays: Python need not look through it again and again for what can go."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home with a git identity, and a state folder in it."""
+    """A home with a git identity, and a state folder in it. What runs there at the end is ended, and a fault."""
     home = tmp_path_factory.mktemp("home")
     (home / ".gitconfig").write_text("[user]\n\tname = Ada Test\n\temail = ada@example.org\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -52,6 +59,8 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         patch.setenv("QO_SERVICE", "off")  # what no test has asked for would outlive it
         yield home
+    left = left_running(f"HOME={home}")
+    assert not left, f"left running, and ended now: {left}"
 
 
 @pytest.fixture
@@ -88,16 +97,18 @@ def prefect_server(user: Path, put_database: Callable[[Path], None]) -> Iterator
     from quantum_orchestrator.deployments import prefect_settings, server
 
     put_database(home())
-    connection = server.ensure(home())
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.client_environment(connection).items():
-            patch.setenv(name, value)
-        prefect_settings.read_again()  # a test before may have imported it
-        yield connection.api_url
-    from prefect.logging.handlers import APILogWorker
+    try:
+        connection = server.ensure(home())
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in server.client_environment(connection).items():
+                patch.setenv(name, value)
+            prefect_settings.read_again()  # a test before may have imported it
+            yield connection.api_url
+        from prefect.logging.handlers import APILogWorker
 
-    APILogWorker.drain_all(timeout=10)  # or Prefect tries for a minute to reach a server that is gone
-    server.stop(home())
+        APILogWorker.drain_all(timeout=10)  # or Prefect tries for a minute to reach a server that is gone
+    finally:
+        server.stop(home())
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +120,10 @@ def warm(prefect_server: str) -> Iterator[Warm]:
 
 
 @pytest.fixture
-def qo(warm: Warm, tmp_path: Path) -> Iterator[Qo]:
-    """`qo`, in a workspace of its own."""
-    command = Qo(warm, tmp_path)
+def qo(warm: Warm, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Qo]:
+    """`qo`, in a workspace of its own; where the test is marked so, Prefect is told nothing of its runs."""
+    from without_prefect import is_whole
+
+    command = Qo(warm, tmp_path, prefect=is_whole(request.node))
     yield command
     command.close()

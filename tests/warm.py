@@ -6,6 +6,7 @@ with its exit code, or with nothing if it has not ended within the time given.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -14,6 +15,8 @@ import resource
 import sys
 import time
 from typing import Any
+
+from without_prefect import without_prefect
 
 from quantum_orchestrator.deployments.cli import main
 from quantum_orchestrator.deployments.service import load_everything
@@ -48,8 +51,10 @@ def _become(job: dict[str, Any]) -> None:
     """A `qo` with a session, streams, a folder and an environment of its own."""
     os.setsid()
     for number, name in enumerate(job["streams"]):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lasts as long as the process
+        way = os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY
+        os.dup2(os.open(name, way), number)
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115 - as long as the process
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.update(job["environment"])
     if job["space"]:
         _enter(job["space"])
@@ -60,7 +65,8 @@ def _become(job: dict[str, Any]) -> None:
         _drop_capabilities()
     sys.argv = ["qo", *job["arguments"]]
     try:
-        main()
+        with contextlib.nullcontext() if job["prefect"] else without_prefect():
+            main()
     except SystemExit as ending:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,6 +1,7 @@
 """Break runs in every way there is, and print what was found.
 
 ./run python -m tests.crash [--every N] [--only TEXT]    at every point, or every N-th; and the controls
+./run python -m tests.crash --sample                     at a few points of each scenario, of every kind in all; as well
 ./run python -m tests.crash --random N [--seed S]        N sets of 50 mixed instructions, at random moments
 
 Prints figures, or all that was found as JSON with `--json`. Exits with 1 if a promise was broken, or if a control was
@@ -27,11 +28,13 @@ from tests.crash.mixed import trial
 from tests.crash.orphans import orphaned_git
 from tests.crash.power import Cuts, can_cut
 from tests.crash.scenarios import POWER, SCENARIOS
-from tests.crash.sweep import Found, sweep
+from tests.crash.sweep import Found, sample, sweep
 
 LENGTH = 50
 """Instructions of a mixed set."""
 WORKERS = 2
+SAMPLED_CUTS = 36
+"""Of every how many points `--sample` takes a third for a power cut."""
 Work = TypeVar("Work")
 
 
@@ -88,8 +91,11 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
         yield from (partial(control, number) for number, each in enumerate(CONTROLS) if each.is_possible())
         yield partial(orphans)
         if can_cut():
-            yield partial(cuts, every=options.every)
+            yield partial(cuts, every=SAMPLED_CUTS if options.sample else options.every)
     chosen = [each for each in SCENARIOS if options.only in each.name]
+    if options.sample:
+        yield from (partial(sample, each, number=number) for number, each in enumerate(chosen))
+        return
     yield from (partial(sweep, each, every=options.every) for each in chosen)
 
 
@@ -114,6 +120,7 @@ def line_of(found: Found | Caught) -> str:
 def total(found: list[Found], caught: list[Caught]) -> dict[str, Any]:
     """The figures of all together."""
     kinds: dict[str, int] = {}
+    killed: set[str] = set().union(*(each.killed for each in found))
     for each in found:
         for kind, count in each.cases.items():
             kinds[kind] = kinds.get(kind, 0) + count
@@ -122,6 +129,7 @@ def total(found: list[Found], caught: list[Caught]) -> dict[str, Any]:
         "cases": sum(kinds.values()),
         "kinds": kinds,
         "calls": sorted(set().union(*(each.calls for each in found))),
+        "never_killed_at": sorted(set().union(*(each.reached for each in found)) - killed),
         "violations": [{"case": each.case, "what": each.what} for all_of in found for each in all_of.violations],
         "controls": {each.barrier: each.by for each in caught},
         "caught": sum(each.by is not None for each in caught),
@@ -162,6 +170,7 @@ def main() -> int:
         prog="python -m tests.crash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--every", type=int, default=1, help="take every N-th point only")
+    parser.add_argument("--sample", action="store_true", help="take a few points of each scenario only")
     parser.add_argument("--only", default="", help="scenarios whose name holds this text, and nothing else")
     parser.add_argument("--random", type=int, default=0, metavar="N", help="N random kills, and nothing else")
     parser.add_argument("--seed", type=int, default=0, help="of the first random set")

@@ -12,39 +12,41 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantum_orchestrator.blocks import repository
-from tests.crash.cases import Bench, Violation, fork, run_set
+from tests.crash.cases import Bench, Violation, children, fork, left_running, run_set
 from tests.crash.scenarios import SLOW_COMMIT
 
-DELAY = 0.4
-"""Seconds for which the slow git does nothing, before it does what it was asked for."""
+READING = 0.1
+"""Seconds in which the engine, once git has begun, surely has written the message to its standard input."""
 
 
 def orphaned_git(folder: Path) -> list[Violation]:
     """Kill an engine while git is at work, and undo the run at once: nothing may come afterwards."""
     name = f"{SLOW_COMMIT.name}: rollback after a kill while git was at work"
     bench = Bench(SLOW_COMMIT, folder / "bench")
-    begun = folder / "begun"
-    with bench.workspace() as root, _slow_git(folder / "bin", begun):
+    begun, go, known = folder / "begun", folder / "go", children()
+    with bench.workspace() as root, _slow_git(folder / "bin", begun, go):
         pid, reading = fork(lambda: run_set(root, SLOW_COMMIT))
         while not begun.exists():
             time.sleep(0.002)
-        time.sleep(DELAY / 4)  # the engine still has to write the message to its standard input
+        time.sleep(READING)
         os.kill(pid, signal.SIGKILL)
         os.close(reading)
         os.waitpid(pid, 0)
         violations = bench.verdict(name, root, "rollback")
-        time.sleep(2 * DELAY)
+        go.touch()
+        left_running(known, within=20)
         return violations or bench.verdict(name, root, "rollback")
 
 
 @contextmanager
-def _slow_git(folder: Path, begun: Path) -> Iterator[None]:
-    """A `git` that waits before it commits, and says that it has begun."""
+def _slow_git(folder: Path, begun: Path, go: Path) -> Iterator[None]:
+    """A `git` that says that it has begun to commit, and does so when it may."""
     program, path = shutil.which("git"), os.environ["PATH"]
     folder.mkdir()
     slow = folder / "git"
     slow.write_text(
-        f'#!/bin/sh\ncase " $* " in *" commit "*) touch {begun}; sleep {DELAY};; esac\nexec {program} "$@"\n'
+        f'#!/bin/sh\ncase " $* " in *" commit "*) touch {begun}; until test -e {go}; do sleep 0.01; done;; esac\n'
+        f'exec {program} "$@"\n'
     )
     slow.chmod(stat.S_IRWXU)
     os.environ["PATH"] = f"{folder}:{path}"

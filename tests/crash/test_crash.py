@@ -1,6 +1,7 @@
 """Nothing is half done, whenever a run is killed, whatever the disk says, and when the power goes.
 
-The proof is a command, `./run python -m tests.crash`, which takes every point; here it takes some of each scenario.
+The proof is a command, `./run python -m tests.crash`, which takes every point; here it takes a few of each scenario,
+and at night every ninth.
 With each barrier taken away, it must find the promise broken.
 """
 
@@ -37,10 +38,11 @@ def crash(*options: str) -> dict[str, Any]:
 
 
 def test_runs_broken_at_points_of_every_kind_end_as_before_or_as_after(user: Path) -> None:
-    every, cases = ordinarily((48, 300), nightly=(9, 1500))
-    found = crash("--every", str(every))
+    options, cases = ordinarily((["--sample"], 150), nightly=(["--every", "9"], 1500))
+    found = crash(*options)
     assert found["violations"] == []
     assert found["cases"] >= cases
+    assert found["never_killed_at"] == []
     assert set(found["calls"]) >= {"rename", "mkdir", "write", "fchmod", "fsync", "syncfs", "begin", "insert", "commit"}
     assert set(found["kinds"]) >= {"kills", "kills again", "errors", "intrusions", "orphans"}
     assert [barrier for barrier, noticed in found["controls"].items() if noticed is None] == []
@@ -48,8 +50,8 @@ def test_runs_broken_at_points_of_every_kind_end_as_before_or_as_after(user: Pat
 
 
 def test_sets_of_fifty_instructions_killed_at_a_random_moment_end_as_before_or_as_after(user: Path) -> None:
-    number = ordinarily(6, nightly=16)
-    found = crash("--random", str(number))
+    number = ordinarily(3, nightly=16)
+    found = crash("--random", str(number), "--seed", "3")  # which is killed twice; the next one fails at its end
     assert found["violations"] == []
     assert found["cases"] == number
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from commands import GONE, NOTE, SHIP, SIGN, Qo
+from without_prefect import alone
 
 from quantum_orchestrator.blocks.audit import Audit
 from quantum_orchestrator.blocks.errors import StateError
@@ -48,6 +49,7 @@ def test_a_run_its_approval_and_its_way_back_are_on_record(qo: Qo) -> None:
     qo("audit", "show", "--run", run_id_of(qo)).exits(0).prints("rolled back").prints("subject sign")
 
 
+@alone
 def test_a_failure_and_an_approval_in_advance_are_on_record(qo: Qo) -> None:
     qo("run", qo.set(NOTE, SIGN, {**GONE, "needs": ["sign"]}), "--yes").exits(1)
     found = events(qo)

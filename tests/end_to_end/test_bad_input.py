@@ -6,6 +6,7 @@ one of the test's own where the kernel lets users mount, and a limit on the size
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,10 @@ from typing import Any
 
 import pytest
 from commands import LOUD, NOTE, QO, SHIP, Qo, Said, eventually, script, seen_by, small_disk, tree
+from without_prefect import alone
+
+from quantum_orchestrator.blocks.home import workspace_home
+from quantum_orchestrator.blocks.journal import Journal
 
 BIG = {
     "id": "big",
@@ -103,7 +108,8 @@ def kept(qo: Qo) -> Iterator[Qo]:
     before = tree(qo.work)
     yield qo
     assert tree(qo.work) == before
-    assert qo("history", "--json", "--workspace", str(qo.work)).exits(0).json["runs"] == []
+    with contextlib.closing(Journal(workspace_home(qo.work))) as journal:
+        assert journal.runs() == []
 
 
 def has_undone_everything(qo: Qo, status: str = "rolled_back") -> None:
@@ -187,6 +193,7 @@ class TestTheCommandLine:
         kept("run", "--plan", "../p.plan").exits(3).says("p.plan: is no plan").says("hint: `qo plan FILE -o PLAN`")
 
 
+@alone
 class TestPermissions:
     def test_a_set_that_may_not_be_read(self, kept: Qo) -> None:
         file = Path(kept.set(NOTE))
@@ -228,6 +235,7 @@ class TestPermissions:
         kept("plan", kept.set(NOTE), environment={"QO_HOME": str(kept.work / "state")}).exits(4)
 
 
+@alone
 class TestTheMachine:
     def test_no_git_identity(self, qo: Qo) -> None:
         steps = [

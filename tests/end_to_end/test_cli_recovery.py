@@ -6,6 +6,9 @@ import signal
 import subprocess
 
 from commands import GONE, LONG, NOTE, SHIP, Qo, script
+from without_prefect import alone, whole
+
+pytestmark = alone
 
 HALFWAY = {"id": "halfway", "op": "checkpoint", "with": {"name": "halfway"}}
 
@@ -15,6 +18,7 @@ def run_id_of(qo: Qo) -> str:
 
 
 class TestCheckpoints:
+    @whole
     def test_a_committed_run_goes_back_to_one_and_on_again(self, qo: Qo) -> None:
         qo("run", qo.set(NOTE, HALFWAY, SHIP)).exits(0)
         run_id = run_id_of(qo)
@@ -49,6 +53,7 @@ class TestAnEmptyName:
 
 
 class TestGoingOnFromAStep:
+    @whole
     def test_it_and_what_follows_run_again(self, qo: Qo) -> None:
         count = script("echo . >> ../count", step="count", reads=[], writes=[])
         need = script("test -e ../ready", step="need", needs=["count"], reads=[], writes=[])
@@ -71,6 +76,7 @@ class TestGoingOnFromAStep:
         qo("resume", run_id).exits(0)
         assert qo.files == {"note.txt": "hello\n", "shipped.txt": "mine\n"}
 
+    @whole
     def test_a_run_that_was_rolled_back_runs_again_under_its_own_name(self, qo: Qo) -> None:
         qo("run", qo.set(NOTE, script("test -e ../ready", needs=["note"]))).exits(1)
         run_id = run_id_of(qo)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import select
 import signal
-import sys
 
-from commands import GONE, LONG, LOUD, NOTE, QO, SHIP, SIGN, Qo
+from commands import GONE, LONG, LOUD, NOTE, SHIP, SIGN, Qo
+from without_prefect import alone, whole
 
-SHORT = {"id": "short", "op": "wait", "with": {"seconds": 1.5}, "needs": ["note"]}
+pytestmark = alone
 
 
 class TestARunThatCommits:
+    @whole
     def test_its_story_from_run_to_rollback(self, qo: Qo) -> None:
         said = qo("run", qo.set(NOTE, LOUD), "--diff").exits(0)
         said.prints("of 'test', 1 file changed (+2 −0) in ").prints("/runs/flow-run/").prints("\n+HELLO\n")
@@ -43,6 +41,7 @@ class TestARunThatCommits:
         qo("show").exits(0).prints("  ↶ note  file.write   rolled back")
         assert qo("diff").exits(0).out == ""
 
+    @whole
     def test_json_is_the_runs_document_and_nothing_else(self, qo: Qo) -> None:
         document = qo("run", qo.set(NOTE), "--json", "-q").exits(0).json
         assert set(document) >= {"run_id", "set", "status", "duration_s", "steps", "diff", "flow_run_id", "ui_url"}
@@ -111,6 +110,7 @@ class TestASecondRun:
         lines = qo("run", again, "--json-stream", environment=nowhere).exits(0).out.splitlines()
         assert [json.loads(line)["event"] for line in lines] == ["run_started", *["step_finished"] * 2, "run_finished"]
 
+    @whole
     def test_where_one_step_has_to_run_prefect_has_them_all(self, qo: Qo) -> None:
         again = qo.set(NOTE, SHIP, cache=True)
         qo("run", again).exits(0)
@@ -136,6 +136,7 @@ class TestASecondRun:
 
 
 class TestARunThatFails:
+    @whole
     def test_it_is_rolled_back(self, qo: Qo) -> None:
         said = qo("run", qo.set(NOTE, {**GONE, "needs": ["note"]}, {**LOUD, "needs": ["gone"]})).exits(1)
         said.says("✗ gone  file.delete missing.txt").says("error: step gone: missing.txt: no such file").says("hint: ")
@@ -150,6 +151,7 @@ class TestARunThatFails:
         assert document["status"] == "kept"
         assert qo.files == {"note.txt": "hello\n"}
 
+    @whole
     def test_a_paused_one_goes_on_when_resumed(self, qo: Qo) -> None:
         file = qo.set(NOTE, {**GONE, "needs": ["note"]}, on_failure="pause")
         qo("run", file).exits(4).prints("paused: run ").says("`qo resume ")
@@ -162,6 +164,7 @@ class TestARunThatFails:
 
 
 class TestApprovals:
+    @whole
     def test_a_run_waits_is_approved_once_and_goes_on(self, qo: Qo) -> None:
         document = json.dumps({"name": "test", "instructions": [NOTE, SIGN, SHIP]})
         said = qo("run", "-", stdin=document).exits(5).prints("awaiting approval: run ")
@@ -200,6 +203,7 @@ class TestApprovals:
 
 
 class TestARunAtWork:
+    @whole
     def test_it_is_seen_refuses_others_and_ends_on_ctrl_c(self, qo: Qo) -> None:
         running = qo.begins("run", qo.set(NOTE, LONG)).until("✓ note")
         qo("status").exits(0).prints("is running\n").prints(f"  process {running.pid}, since ")
@@ -217,14 +221,7 @@ class TestARunAtWork:
         running.ended().exits(130)
         assert qo.files == {}
 
-    def test_another_waits_for_it(self, qo: Qo) -> None:
-        first = qo.begins("run", qo.set(NOTE, SHORT)).until("✓ note")
-        second = (
-            qo("run", qo.set(LOUD)).exits(0).says(f"waiting for another run in this workspace (process {first.pid})")
-        )
-        first.ended().exits(0)
-        assert qo.files == {"note.txt": "hello\nHELLO\n"}, second.err
-
+    @whole
     def test_a_dead_one_is_told_from_the_lock_and_settled_first(self, qo: Qo) -> None:
         qo.begins("run", qo.set(NOTE, LONG)).until("✓ note").signal(signal.SIGKILL).ended()
         assert qo("status", "--json").exits(0).json["status"] == "interrupted"
@@ -240,6 +237,7 @@ class TestARunAtWork:
 
 
 class TestTheOlderFormat:
+    @whole
     def test_one_line_is_the_answer(self, qo: Qo) -> None:
         action = {"type": "CREATE_OR_REPLACE_FILE", "path": "a.txt", "content": "a"}
         block = json.dumps({"step_id": "one", "actions": [action, {"type": "ECHO", "message": "hi"}]})
@@ -257,27 +255,10 @@ class TestTheOlderFormat:
 class TestATerminal:
     """`qo` on a pseudo-terminal: the live display, and a question that is answered by a key."""
 
-    def at_terminal(self, qo: Qo, *arguments: str, keys: dict[str, bytes]) -> tuple[int, str]:
-        pid, terminal = pty.fork()
-        if pid == 0:
-            os.chdir(qo.work)
-            os.environ["TERM"] = "xterm"
-            os.execv(sys.executable, [*QO, *arguments])
-        shown = b""
-        while select.select([terminal], [], [], 60)[0]:
-            try:
-                read = os.read(terminal, 65536)
-            except OSError:  # Linux says so when the other side is closed
-                break
-            shown += read
-            for question in [each for each in keys if each.encode() in shown]:
-                os.write(terminal, keys.pop(question))
-        os.close(terminal)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
-
+    @whole
     def test_an_approval_is_asked_for_and_the_display_goes_on(self, qo: Qo) -> None:
         file = qo.set(NOTE, SIGN, SHIP)
-        code, shown = self.at_terminal(qo, "run", file, keys={"approve? ": b"y"})
+        code, shown = qo.at_terminal("run", file, keys={"approve? ": b"y"})
         assert code == 0, shown
         assert "sign: Ship it?" in shown
         assert "\x1b[32m✓ ship" in shown
@@ -286,6 +267,6 @@ class TestATerminal:
         assert qo.files == {"note.txt": "hello\n", "shipped.txt": "yes\n"}
 
     def test_ctrl_c_at_the_question_interrupts_the_run(self, qo: Qo) -> None:
-        code, shown = self.at_terminal(qo, "run", qo.set(NOTE, SIGN, SHIP), keys={"approve? ": b"\x03"})
+        code, shown = qo.at_terminal("run", qo.set(NOTE, SIGN, SHIP), keys={"approve? ": b"\x03"})
         assert code == 130, shown
         assert qo.files == {}

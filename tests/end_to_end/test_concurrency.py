@@ -13,16 +13,19 @@ from pathlib import Path
 import pytest
 from commands import LONG, LOUD, NOTE, QO, SHIP, Qo, eventually, script, tree
 from prefect_api import get, post
+from without_prefect import alone
 
-SHORT = {"id": "short", "op": "wait", "with": {"seconds": 4}, "needs": ["note"]}
+GATE = script("until test -e ../go; do sleep 0.05; done", step="gate", needs=["note"])
 INNER = " ".join(QO)
 
 
+@alone
 class TestOneWorkspace:
     def test_the_second_says_that_it_waits_and_then_runs(self, qo: Qo) -> None:
-        first = qo.begins("run", qo.set(NOTE, SHORT)).until("✓ note")
+        first = qo.begins("run", qo.set(NOTE, GATE)).until("✓ note")
         second = qo.begins("run", qo.set(LOUD), "--json").until("waiting for another run in this workspace (process ")
         third = qo.begins("run", qo.set(SHIP)).until(f"(process {first.pid})")
+        (qo.folder / "go").touch()
         first.ended().exits(0)
         second.ended().says(f"(process {first.pid})").exits(0)
         third.ended().exits(0)
@@ -87,6 +90,7 @@ class TestAGlobalConcurrencyLimit:
         said.says("global concurrency limit").says("hint: `prefect global-concurrency-limit update")
 
 
+@alone
 class TestAScriptThatStartsARun:
     @pytest.fixture
     def inner(self, qo: Qo) -> str:
@@ -98,9 +102,7 @@ class TestAScriptThatStartsARun:
     def test_in_its_own_workspace_is_refused_instead_of_waiting_for_itself(
         self, qo: Qo, inner: str, where: str
     ) -> None:
-        began = time.monotonic()
         said = qo("run", qo.set(NOTE, script(f"{inner} {where}"))).exits(1)
-        assert time.monotonic() - began < 10
         said.says("exited with 3").says("error: a script of this run cannot start another run in the same workspace")
         said.says('hint: use "call"')
         assert tree(qo.work) == {}
@@ -121,9 +123,10 @@ def fresh(tmp_path: Path, put_database: Callable[[Path], None]) -> Iterator[dict
 def test_runs_that_begin_at_once_on_a_machine_with_nothing_running_start_one_server(
     fresh: dict[str, str], tmp_path: Path
 ) -> None:
+    """Two, as each is a new interpreter with Prefect; that of ten one starts it is tested where it is started."""
     file = tmp_path / "set.json"
-    file.write_text(json.dumps({"name": "four", "instructions": [NOTE]}))
-    places = [tmp_path / f"work-{number}" for number in range(4)]
+    file.write_text(json.dumps({"name": "two", "instructions": [NOTE]}))
+    places = [tmp_path / f"work-{number}" for number in range(2)]
     runs = [
         subprocess.Popen(
             [*QO, "run", str(file), "--workspace", str(place), "--json"],
@@ -135,7 +138,7 @@ def test_runs_that_begin_at_once_on_a_machine_with_nothing_running_start_one_ser
         for place in places
     ]
     ends = [(*run.communicate(timeout=100), run.returncode) for run in runs]
-    assert [code for _, _, code in ends] == [0] * 4, [err for _, err, _ in ends]
+    assert [code for _, _, code in ends] == [0] * 2, [err for _, err, _ in ends]
     documents = [json.loads(out) for out, _, _ in ends]
     assert {document["status"] for document in documents} == {"committed"}
     assert {(place / "note.txt").read_text() for place in places} == {"hello\n"}

@@ -7,6 +7,9 @@ import subprocess
 from pathlib import Path
 
 from commands import Qo, script
+from without_prefect import alone
+
+pytestmark = alone
 
 TEXT = "".join(f"line {number}\n" for number in range(12))
 SHIFT = {"id": "shift", "op": "file.move", "with": {"source": "old.txt", "destination": "docs/new.txt"}}

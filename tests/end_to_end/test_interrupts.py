@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from commands import LONG, NOTE, QO, SHIP, Qo, Running, Said, eventually, processes_with, script, tree
 from effort import ordinarily
+from without_prefect import alone
 
 STUBBORN = script(
     "trap '' TERM INT; (sleep 61 & setsid sleep 62 &); echo x > made.txt; sleep 63 & while :; do sleep 0.2; done",
@@ -59,6 +60,7 @@ class TestOnce:
         qo("run", qo.set(SHIP)).exits(0)
 
     @every_act
+    @alone
     def test_a_wait_ends_at_once(self, qo: Qo, act: Act) -> None:
         (qo.work / "note.txt").write_text("before\n")
         before = tree(qo.work)
@@ -76,6 +78,7 @@ class TestOnce:
         document = qo("show", "--json").exits(0).json
         assert {step["status"] for step in document["steps"]} <= {"rolled_back", "skipped"}
 
+    @alone
     def test_the_document_says_cancelled(self, qo: Qo) -> None:
         running = qo.begins("run", qo.set(NOTE, LONG), "--json").until("✓ note")
         document = running.ctrl_c().ended().exits(130).json
@@ -113,6 +116,7 @@ class TestBeforeTheRunBegins:
         assert tree(qo.work) == {}
 
     @every_act
+    @alone
     def test_while_it_waits_for_the_workspace(self, qo: Qo, act: Act) -> None:
         first = qo.begins("run", qo.set(NOTE, LONG)).until("✓ note")
         second = qo.begins("run", qo.set(SHIP)).until("waiting for another run")
@@ -149,6 +153,7 @@ class TestTwice:
         said = running.ctrl_c().ended(within=5).exits(130).says("rolling back")
         self.settle(qo, said.err)
 
+    @alone
     def test_the_message_names_the_workspace_where_it_must(self, qo: Qo, tmp_path: Path) -> None:
         there = tmp_path / "over there"
         running = qo.begins("run", qo.set(NOTE, STUBBORN), "--workspace", str(there))

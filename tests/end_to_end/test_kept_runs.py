@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from commands import NOTE, SHIP, Qo, script
+from without_prefect import alone
 
 from quantum_orchestrator.blocks.home import home
+
+pytestmark = alone
 
 
 def test_the_limits_hold_at_the_end_of_each_run(qo: Qo) -> None:

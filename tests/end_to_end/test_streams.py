@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from subprocess import PIPE
-from typing import Any
+from typing import IO, Any
 
 import pytest
-from commands import GONE, LONG, LOUD, NOTE, QO, SHIP, SIGN, Qo, Said, eventually, script
+from commands import GONE, LONG, LOUD, NOTE, SHIP, SIGN, Qo, Running, Said, eventually, script
+from without_prefect import alone, whole
+
+pytestmark = alone
 
 Event = dict[str, Any]
 SAYS = script("echo out; echo err >&2", step="says", needs=["note"])
@@ -31,6 +35,7 @@ def end_of(step: str, said: Said) -> Event:
 
 
 class TestJsonLines:
+    @whole
     def test_steps_are_told_in_their_order_and_the_last_line_has_the_document(self, qo: Qo) -> None:
         said = qo("run", qo.set(NOTE, SAYS), "--json-stream").exits(0)
         assert story(said) == [
@@ -66,6 +71,7 @@ class TestJsonLines:
         assert story(said)[-2:] == ["rolling_back", "run_finished"]
         assert events(said)[-1]["status"] == "cancelled"
 
+    @whole
     def test_a_failure_is_told_with_its_error_and_then_the_rollback(self, qo: Qo) -> None:
         said = qo("run", qo.set(NOTE, {**GONE, "needs": ["note"], "retries": 1}), "--json-stream").exits(1)
         assert story(said)[-5:] == [
@@ -94,6 +100,7 @@ class TestJsonLines:
         qo("run", qo.set(NOTE), "--json-stream", other).exits(3).says(f"--json-stream and {other} exclude each other")
         assert qo.files == {}
 
+    @whole
     def test_every_member_of_a_batch_has_a_line(self, qo: Qo) -> None:
         steps = [
             {"id": f"w{n}", "op": "file.write", "with": {"path": f"f{n}", "content": f"{n}\n"}} for n in range(200)
@@ -127,30 +134,32 @@ class TestJsonLines:
 
 
 class TestAReaderThatGoesAway:
+    @contextmanager
+    def reading(self, qo: Qo, *steps: object) -> Iterator[tuple[Running, IO[str]]]:
+        """A run whose standard output goes into a pipe, and the pipe's other end."""
+        read, write = os.pipe()
+        with open(read) as lines:
+            running = qo.begins("run", qo.set(*steps), "--json-stream", out=f"/proc/{os.getpid()}/fd/{write}")
+            running.until("checking")  # so it has the pipe
+            os.close(write)
+            yield running, lines
+
+    @whole
     def test_the_run_goes_on_to_its_end(self, qo: Qo) -> None:
         slow = script("sleep 0.3", step="slow", needs=["note"])
-        arguments = ["run", qo.set(NOTE, slow, {**SHIP, "needs": ["slow"]}), "--json-stream"]
-        with subprocess.Popen([*QO, *arguments], cwd=qo.work, stdout=PIPE, stderr=PIPE, text=True) as command:
-            assert command.stdout is not None
-            assert command.stderr is not None
-            assert json.loads(command.stdout.readline())["event"] == "run_started"
-            command.stdout.close()
-            err = command.stderr.read()
-        assert command.returncode == 141, err
-        assert "Traceback" not in err
-        assert "BrokenPipe" not in err
+        with self.reading(qo, NOTE, slow, {**SHIP, "needs": ["slow"]}) as (running, lines):
+            assert json.loads(lines.readline())["event"] == "run_started"
+        said = running.ended().exits(141)
+        assert "BrokenPipe" not in said.err
         assert qo.files == {"note.txt": "hello\n", "shipped.txt": "yes\n"}
         assert qo("show", "--json").json["status"] == "committed"
 
     def test_one_that_reads_nothing_does_not_hold_it_up(self, qo: Qo) -> None:
         large = script("head -c 300000 /dev/zero | tr '\\0' x", step="large", needs=["note"])  # more than a pipe holds
-        arguments = ["run", qo.set(NOTE, large, {**SHIP, "needs": ["large"]}), "--json-stream"]
-        with subprocess.Popen([*QO, *arguments], cwd=qo.work, stdout=PIPE, stderr=PIPE, text=True) as command:
-            assert command.stdout is not None
-            assert command.stderr is not None
-            assert any("✓ ship" in line for line in command.stderr)
-            last = [json.loads(line) for line in command.stdout][-1]
-        assert command.returncode == 0
+        with self.reading(qo, NOTE, large, {**SHIP, "needs": ["large"]}) as (running, lines):
+            running.until("✓ ship")
+            last = [json.loads(line) for line in lines][-1]
+        running.ended().exits(0)
         assert last["status"] == "committed"
 
 

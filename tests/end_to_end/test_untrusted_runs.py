@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from commands import NOTE, Qo, script
+from without_prefect import alone, whole
 
 from quantum_orchestrator.blocks.home import home
 from quantum_orchestrator.blocks.levels import Level, why_not
 
-pytestmark = pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(Level.BUBBLEWRAP))
+pytestmark = [alone, pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(Level.BUBBLEWRAP))]
 
 
 @pytest.fixture
@@ -22,6 +23,7 @@ def policy(user: Path) -> Iterator[Path]:
     place.unlink()
 
 
+@whole
 def test_its_scripts_see_the_workspace_and_not_what_is_beside_it(qo: Qo) -> None:
     (qo.folder / "private").write_text("private")
     text = 'cp note.txt copy.txt; cat ../private "$HOME"/* || ls -A ..'

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from without_prefect import alone, is_whole, whole, without_prefect
 
 from quantum_orchestrator.flows.instruction_set import OnFailure, Trust
 from quantum_orchestrator.flows.wizardpro import reply_line, run_block
 
 OLDER = Path(__file__).parents[2] / "examples" / "older"
 pytestmark = [
+    alone,
     pytest.mark.usefixtures("prefect_server"),
     # Prefect leaves a connection of its own open when an event loop ends, which is noticed in whatever test comes next.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -61,10 +64,11 @@ class Workspace:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Workspace]:
     root = tmp_path / "work"
     root.mkdir()
-    return Workspace(root)
+    with contextlib.nullcontext() if is_whole(request.node) else without_prefect():
+        yield Workspace(root)
 
 
 def echo(message: str) -> Json:
@@ -94,6 +98,7 @@ def successes(reply: Json) -> list[tuple[str, bool]]:
 # The reply.
 
 
+@whole
 def test_the_reply_has_the_keys_that_its_consumers_parse(workspace: Workspace) -> None:
     reply = workspace.run("echo")
     assert reply.keys() == {"overall_success", "status_message", "duration_seconds", "action_results"}
@@ -110,6 +115,7 @@ def test_files_are_written_and_grown_with_a_newline_between_unless_told_otherwis
     assert payloads(reply)[0] == "File 'notes/a.txt' written."
 
 
+@whole
 def test_a_failed_block_is_rolled_back_and_its_results_end_with_the_failure(workspace: Workspace) -> None:
     reply = workspace.run("halts", expect=1)
     assert reply["overall_success"] is False
@@ -169,6 +175,7 @@ def test_a_missing_parameter_is_an_error_without_a_terminal(workspace: Workspace
     assert reply["action_results"] == []
 
 
+@whole
 def test_later_actions_use_what_earlier_ones_found_out(workspace: Workspace) -> None:
     reply = workspace.act(
         create("notes/a.txt", "cost: $"),
@@ -244,6 +251,7 @@ def test_a_failing_script_is_listed_with_its_output_and_undone(workspace: Worksp
     assert (workspace.root / "bad.sh").stat().st_mode & 0o111 == 0
 
 
+@whole
 def test_a_script_that_takes_too_long_is_ended(workspace: Workspace) -> None:
     reply = workspace.act(script("sleep", args=[30], timeout=0.5), expect=1)
     assert "0.5 s" in payloads(reply)[0]
@@ -252,6 +260,7 @@ def test_a_script_that_takes_too_long_is_ended(workspace: Workspace) -> None:
 # Git and quality.
 
 
+@whole
 def test_files_are_formatted_added_and_committed(workspace: Workspace) -> None:
     workspace.git("init", "--quiet", "--initial-branch=main")
     reply = workspace.run("git")
@@ -297,6 +306,7 @@ def awaiting(step_id: str, signoff: str, prompt: str) -> Json:
     }
 
 
+@whole
 def test_a_sign_off_stops_the_block_until_the_answer(workspace: Workspace) -> None:
     reply = workspace.run("signoff")
     assert reply["overall_success"] is True

@@ -21,6 +21,7 @@ import pytest
 from effort import ordinarily
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from without_prefect import without_prefect
 
 from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.errors import QuantumError
@@ -311,20 +312,35 @@ def fill(root: Path, tree: MemoryTree) -> None:
             (root / path).chmod(tree.entries[path].mode)
 
 
-@settings(max_examples=ordinarily(12, nightly=50), deadline=None, suppress_health_check=list(HealthCheck))
-@given(document=documents(largest=6), tree=trees())
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_a_real_run_leaves_what_the_plan_predicts(
-    document: InstructionSet, tree: MemoryTree, prefect_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Over real folders, the journal and Prefect; byte for byte, modes included."""
+def a_real_run_leaves_what_is_predicted(document: InstructionSet, tree: MemoryTree, root: Path) -> None:
+    """Over real folders and the journal; byte for byte, modes included."""
     from quantum_orchestrator.flows.orchestrate import run_set
     from quantum_orchestrator.flows.requests import RunRequest
 
-    root = tmp_path_factory.mktemp("workspace")
     fill(root, tree)
     predicted = one_by_one(plan.build(document, {}), tree)
     outcome = asyncio.run(run_set(RunRequest(document, {}, root, parallel=4)))
     assert outcome["status"] == "committed"
     assert entries_on_disk(root) == predicted
+
+
+@settings(max_examples=ordinarily(20, nightly=200), deadline=None, suppress_health_check=list(HealthCheck))
+@given(document=documents(largest=6), tree=trees())
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_real_run_leaves_what_the_plan_predicts(
+    document: InstructionSet, tree: MemoryTree, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with without_prefect():
+        a_real_run_leaves_what_is_predicted(document, tree, tmp_path_factory.mktemp("workspace"))
+
+
+@settings(max_examples=ordinarily(3, nightly=50), deadline=None, suppress_health_check=list(HealthCheck))
+@given(document=documents(largest=6), tree=trees())
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("prefect_server")
+def test_so_does_one_whose_steps_are_tasks_of_prefect(
+    document: InstructionSet, tree: MemoryTree, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    a_real_run_leaves_what_is_predicted(document, tree, tmp_path_factory.mktemp("workspace"))
