@@ -21,7 +21,7 @@ _PYTEST = re.compile(rf"^(?P<path>[^\s:]+):(?P<line>\d+):(?: (?:(?P<kind>{_KIND}
 _CAUSE = re.compile(rf"^(?P<mark>E\s+)?(?P<kind>{_KIND})(?:: (?P<message>.*))?$")
 _ASSERTION = re.compile(r"^E\s+(?P<message>assert\b.*)$")
 _GENERIC = re.compile(r"^(?P<path>[^\s:]+):(?P<line>\d+):(?:\d+:)?\s+(?P<message>\S.*)$")
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (?P<test>\S+)")
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (?P<test>[^\s(]\S*)")
 
 
 @dataclass(frozen=True, slots=True)

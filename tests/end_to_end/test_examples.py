@@ -107,6 +107,14 @@ def code_is_better(ran: Ran) -> None:
     assert ran.says() == "findings: 2 before, 0 after; score: 100.0; tests passed: 1"
 
 
+def what_failed_is_repaired(ran: Ran) -> None:
+    assert ran.files["shop/area.py"].startswith(
+        "import math\n\n\ndef area(width, height):\n    return width * height\n"
+    )
+    assert ran.says().startswith("check succeeded; shop/area.py: NameError: name 'math' is not defined")
+    assert ran.says().endswith("passes now: true")
+
+
 def failures_are_handled(ran: Ran) -> None:
     assert ran.files == {"config.toml": "level = 1\n", "note.txt": "hello\n", "state.txt": "offline\n"}
     assert {name: ran.step(name)["status"] for name in ("release", "optional", "default", "deploy")} == {
@@ -261,6 +269,7 @@ EXAMPLES: dict[str, Example] = {
     "inputs.json": Example(inputs_keep_their_types, inputs=("project=shop", "replicas=3")),
     "invalid.json": Example(every_mistake_is_told, code=3, status="invalid"),
     "quality.json": Example(code_is_better),
+    "repair.json": Example(what_failed_is_repaired),
     "cache.json": Example(the_second_run_does_what_has_changed),
     "rollback.json": Example(nothing_has_changed, code=1, status="rolled_back"),
     "scripts.json": Example(scripts_have_run, whole=True),

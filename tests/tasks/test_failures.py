@@ -117,3 +117,4 @@ def test_what_tells_of_no_failure_gives_none(output: str) -> None:
 
 def test_the_tests_that_failed_are_those_of_the_summary() -> None:
     assert failed_tests(PYTEST + COLLECTION) == ["tests/test_shop.py::test_total", "tests/test_shop.py"]
+    assert failed_tests("FAILED (errors=1)\n") == []
