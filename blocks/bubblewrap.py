@@ -1,4 +1,4 @@
-"""What sandbox level 3 is: the command line that runs a program under bubblewrap, which sees of the machine only this.
+"""What sandbox levels 3 and 4 are: the command line that runs a program under bubblewrap, which sees only this.
 
 | a program at level 3 sees | as |
 |---|---|
@@ -9,8 +9,10 @@
 | the network | not at all, unless it was granted |
 | everything else of the file system | not there |
 
-It has no capabilities and cannot make user namespaces. Out of reach of this level: how much it writes to the workspace
-in all, processor time; `.git` folders below the workspace's own, or where there is none yet (see `flows/guard.py`).
+At level 4 it sees the same, and what it writes to the workspace goes to a layer over it (`blocks/layer.py`).
+
+It has no capabilities and cannot make user namespaces. Out of reach of level 3: how much it writes to the workspace in
+all; `.git` folders below the workspace's own, or where there is none yet (see `flows/guard.py`).
 
 Invariant: nothing that a set chooses reaches bubblewrap itself, which runs outside: neither as an option (`--` comes
 before the program) nor as a variable that the loader or the C library obeys (`_OBEYED`: those are set inside). All
@@ -28,11 +30,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantum_orchestrator.blocks.errors import OperationError
 
+if TYPE_CHECKING:
+    from quantum_orchestrator.blocks.layer import Layer
+
 HOME = "/home/script"
 TEMPORARY = "/tmp"  # noqa: S108 - inside
+_SHARED = "/dev/shm"  # noqa: S108 - inside
 MEMORY_BYTES = 256 * 1024 * 1024
 """For each of the folders in memory."""
 
@@ -55,7 +62,7 @@ caller."""
 @dataclass(frozen=True, slots=True)
 class View:
     """What a program is to see. `root` is the workspace, `folders` are others, where it may write too; `protected` are
-    places in the workspace where it may not."""
+    places in the workspace where it may not; what it writes to the workspace goes to the `layer`, if there is one."""
 
     root: Path
     cwd: Path
@@ -63,6 +70,7 @@ class View:
     folders: tuple[Path, ...] = ()
     protected: tuple[Path, ...] = ()
     network: bool = False
+    layer: Layer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +144,7 @@ def _machine(network: bool) -> tuple[str, ...]:
         # Without the remount, what root starts can write to /proc/sys: the kernel asks there for the user, and not for
         # any capability, and core_pattern names a program that runs outside of every sandbox.
         *("--proc", "/proc", "--remount-ro", "/proc"),
-        *("--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),  # noqa: S108
+        *("--dev", "/dev", "--size", size, "--tmpfs", _SHARED, "--remount-ro", "/dev"),
         *("--size", size, "--tmpfs", TEMPORARY, "--size", size, "--tmpfs", HOME),
         *(word for folder in _interpreter() for word in _read_only(folder)),
     )
@@ -173,7 +181,7 @@ def _readable() -> tuple[Path, ...]:
 
 def _workspace(view: View) -> Iterator[str]:
     _check_place(view.root)
-    yield from ("--bind" if view.writable else "--ro-bind", str(view.root), str(view.root))
+    yield from _root(view)
     for folder in _interpreter():
         if folder.is_relative_to(view.root):
             yield from _read_only(folder)  # else it would be writable again
@@ -188,10 +196,20 @@ def _workspace(view: View) -> Iterator[str]:
     yield from ("--remount-ro", "/")
 
 
+def _root(view: View) -> tuple[str, ...]:
+    root = str(view.root)
+    if not view.writable:
+        return ("--ro-bind", root, root)
+    if view.layer is None:
+        return ("--bind", root, root)
+    return ("--overlay-src", root, "--overlay", str(view.layer.upper), str(view.layer.work), root)
+
+
 def _check_place(root: Path) -> None:
     """A workspace that holds what runs in it, or is a part of that, cannot be shown as what it is."""
-    own = {Path(name) for name in ("/", "/usr", "/etc", "/proc", "/dev", "/sys", "/home", TEMPORARY, HOME)}
+    own = {Path(name) for name in ("/", "/usr", "/etc", "/proc", "/dev", _SHARED, "/sys", "/home", TEMPORARY, HOME)}
     inside = any(root.is_relative_to(place) for place in ("/proc", "/dev", "/sys", "/etc", HOME))
+    inside = inside and not root.is_relative_to(_SHARED)
     if root in own or inside or any(root == folder for folder in _interpreter()):
         raise OperationError(
             f"programs cannot run at sandbox level 3 in the workspace {root}: it is a part of the system",

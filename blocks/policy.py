@@ -125,6 +125,8 @@ SETTINGS = (
     Setting("limits", "output_mb", Kind.LIMIT, 10, "what is kept of each of its outputs, in MiB"),
     Setting("limits", "file_mb", Kind.LIMIT, 1024, "the largest file that it may write, in MiB"),
     Setting("limits", "memory_mb", Kind.LIMIT, 0, "the memory that each of its processes may take, in MiB"),
+    Setting("limits", "cpu_seconds", Kind.LIMIT, 0, "the processor time that each of its processes may take"),
+    Setting("limits", "written_mb", Kind.LIMIT, 4096, "what it may write in all, in MiB; measured at level 4 alone"),
     Setting("limits", "seconds", Kind.LIMIT, 0, "the time that it may take"),
     Setting("limits", "model_calls", Kind.LIMIT, 200, "questions to language models of one run"),
     Setting("limits", "model_tokens", Kind.LIMIT, 4_000_000, "tokens of these questions and their answers"),
@@ -215,6 +217,8 @@ class Policy:
     limits_output_mb: int = 10
     limits_file_mb: int = 1024
     limits_memory_mb: int = 0
+    limits_cpu_seconds: int = 0
+    limits_written_mb: int = 4096
     limits_seconds: int = 0
     limits_model_calls: int = 200
     limits_model_tokens: int = 4_000_000
@@ -288,6 +292,7 @@ class Policy:
         narrowed = self.narrowed(
             [
                 Given("sandbox.require", UNTRUSTED_LEVEL, f"{BUILT_IN}, for untrusted sets"),
+                Given("sandbox.prefer", HIGHEST_LEVEL, f"{BUILT_IN}, for untrusted sets"),
                 Given("approvals.files", EXECUTED, f"{BUILT_IN}, for untrusted sets"),
                 *(replace(each, name=each.name.removeprefix("untrusted.")) for each in self.untrusted),
             ]

@@ -9,7 +9,9 @@ How far a script is confined is a *level*, see `blocks/levels.py`. Level 1 limit
 hides nothing from the script: not the network, not other files of the user.
 
 Processes are limited by RLIMIT_NPROC, which the kernel counts for the user, not for the script (512 more than the user
-had when the script started, or within the second before), and does not apply to root.
+had when the script started, or within the second before), and does not apply to root: those of root are counted by
+their supervisor instead, many times a second, and all ended when they are too many. What a program writes in all is
+measured at level 4 alone, several times a second.
 
 This module knows neither instructions nor the workspace.
 """
@@ -31,12 +33,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from quantum_orchestrator.blocks.bubblewrap import View
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, TimedOut
 from quantum_orchestrator.blocks.levels import Level, Start, level_for, level_problem, prepared
 from quantum_orchestrator.blocks.supervisor import FRAME, HEADER, IDLE, REPORT, STDERR, STDOUT, Report, Request
+
+if TYPE_CHECKING:
+    from quantum_orchestrator.blocks.layer import Layer
 
 INHERITED = ("PATH", "HOME", "LANG", "TERM", "TMPDIR", "USER")
 """What of the caller's environment a script gets; everything else it must be given."""
@@ -45,6 +50,7 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _CHUNK = 1 << 16
 _LONGEST_LINE = 1 << 16
 _SERVICE = IDLE / 3  # seconds for which a supervisor is asked again: it has counted the user's processes at its start
+_LOOKS = 0.2  # seconds between two looks at how much was written
 _PATIENCE = 15.0  # seconds from asking for the end to concluding that nobody answers; above the supervisor's own
 
 
@@ -57,6 +63,10 @@ class Limits:
     file_bytes: int = 1024 * 1024 * 1024
     memory_bytes: int = 0
     """Of address space, for each process; 0 is no limit."""
+    cpu_seconds: int = 0
+    """Of processor time, for each process; 0 is no limit."""
+    written_bytes: int = 0
+    """In the layer of level 4, in all; 0 is no limit."""
     seconds: float | None = None
 
 
@@ -111,6 +121,7 @@ class Processes:
         self.limits = limits
         self.root = root
         self.protected: tuple[Path, ...] = ()
+        self.layer: Layer | None = None
         self._lock = lock
         self._tied = tied
         self._id = next(self._number)
@@ -123,6 +134,12 @@ class Processes:
         """The same, for programs that cannot change these places of the workspace, where their level can see to it."""
         same = copy(self)
         same.protected = tuple(places)
+        return same
+
+    def onto(self, layer: Layer) -> Processes:
+        """The same, for programs that write to this layer and not to the workspace; at level 4 alone."""
+        same = copy(self)
+        same.layer = layer
         return same
 
     @property
@@ -150,7 +167,8 @@ class Processes:
         on the PATH. `on_line` gets each line of both streams as it comes, in the calling thread.
 
         From level 2 on it reaches the network only with `network`, and may write to `folders` beside the workspace; at
-        level 3, its end by signal N is told as exit code 128 + N.
+        level 3 on, its end by signal N is told as exit code 128 + N. At level 4 its changes of the workspace are in the
+        layer that it was given, and if it was given none, in the workspace.
 
         Raises TimedOut after `timeout` seconds, Interrupted when cancelled, OperationError when it cannot be started.
         """
@@ -164,7 +182,7 @@ class Processes:
             raise Interrupted
         cwd = cwd.absolute()
         complete = {**inherited_environment(), **env}
-        view = View((self.root or cwd).absolute(), cwd, self._tied, tuple(folders), self.protected, network)
+        view = View((self.root or cwd).absolute(), cwd, self._tied, tuple(folders), self.protected, network, self.layer)
         started = time.monotonic()
         outputs = {each: _Output(limits.output_bytes, on_line) for each in (STDOUT, STDERR)}
         with prepared(self.level, argv, complete, view) as start:
@@ -192,8 +210,9 @@ class Processes:
             "env": start.env,
             "boxed": start.boxed,
             "ruleset": start.ruleset is not None,
-            "tied": self._tied or bool(limits.memory_bytes) or start.ruleset is not None,
+            "tied": self._tied or bool(limits.memory_bytes or limits.cpu_seconds) or start.ruleset is not None,
             "memory_bytes": limits.memory_bytes,
+            "cpu_seconds": limits.cpu_seconds,
             "processes": limits.processes,
             "file_bytes": limits.file_bytes,
         }
@@ -203,7 +222,7 @@ class Processes:
             descriptors = [each for each in (start.ruleset, source.descriptor) if each is not None]
             supervisor = _keeper.ask(kind, request, descriptors)
             with supervisor:
-                attendance = _Attendance(request, supervisor, outputs, source, alarm)
+                attendance = _Attendance(request, supervisor, outputs, source, alarm, _Meter(self.layer, limits))
                 exit_code = attendance.run(started, timeout, cancel)
             _keeper.give_back(supervisor)
         return exit_code
@@ -280,8 +299,10 @@ class _Attendance:
         outputs: Mapping[bytes, _Output],
         source: _Input,
         alarm: _Alarm,
+        meter: _Meter,
     ) -> None:
         self._request = request
+        self._meter = meter
         self._run = supervisor.run
         self._outputs = outputs
         self._source = source
@@ -307,6 +328,7 @@ class _Attendance:
             self._end()
             if cancel is not None and cancel.cancelled:
                 raise Interrupted
+            self._meter.check(self._name)
             raise TimedOut(
                 f"{self._name} took longer than {timeout:g} s; all of its processes were ended",
                 hint="raise the instruction's `timeout`, or make it faster",
@@ -314,6 +336,13 @@ class _Attendance:
         report = self._checked_report()
         if "stage" in report:
             raise _not_started(self._request, report["stage"], report["errno"])
+        if report.get("too_many"):
+            raise OperationError(
+                f"{self._name} started more than {self._request['processes']} processes; all of them were ended",
+                hint="`processes` under [limits] in policy.toml",
+            )
+        self._meter.look()
+        self._meter.check(self._name)
         return report["exit_code"]
 
     def _end(self) -> None:
@@ -322,6 +351,7 @@ class _Attendance:
             output.on_line = None
         if self._is_over:
             return
+        self._meter.due = None
         if self._alarm.descriptor is not None:
             self._poll.unregister(self._alarm.descriptor)
         self._run.shutdown(socket.SHUT_WR)
@@ -330,11 +360,18 @@ class _Attendance:
         self._checked_report()
 
     def _converse(self, deadline: float | None) -> bool:
-        """Attend to everything until the supervisor has answered. False when the deadline or the alarm came first."""
+        """Attend to everything until the supervisor has answered. False when the deadline, the alarm or a limit came
+        first."""
         while not self._is_over:
-            left = None if deadline is None else deadline - time.monotonic()
+            moments = [each for each in (deadline, self._meter.due) if each is not None]
+            left = min(moments) - time.monotonic() if moments else None
             if left is not None and left <= 0:
-                return False
+                if deadline is not None and deadline <= time.monotonic():
+                    return False
+                self._meter.look()
+                if self._meter.is_over:
+                    return False
+                continue
             for descriptor, _ in self._poll.poll(None if left is None else left * 1000 + 1):
                 if descriptor == self._run.fileno():
                     self._hear()
@@ -418,6 +455,34 @@ class _Output:
         self._line.clear()
         if self.on_line is not None:
             self.on_line(line)
+
+
+class _Meter:
+    """Looks now and then at how much a program has written to its layer. The more there is, the more rarely."""
+
+    def __init__(self, layer: Layer | None, limits: Limits) -> None:
+        self._layer = layer if limits.written_bytes else None
+        self._most = limits.written_bytes
+        self.is_over = False
+        self.due = None if self._layer is None else time.monotonic() + _LOOKS
+        """When to look next."""
+
+    def look(self) -> None:
+        """Measure it, if there is something to measure."""
+        if self._layer is not None and not self.is_over:
+            begun = time.monotonic()
+            self.is_over = self._layer.size() > self._most
+            ended = time.monotonic()
+            # Once it is over, nothing more is looked at: what ends it then is under way.
+            self.due = None if self.is_over else ended + max(_LOOKS, 10 * (ended - begun))
+
+    def check(self, name: str) -> None:
+        """Raises OperationError if the last look found too much."""
+        if self.is_over:
+            raise OperationError(
+                f"{name} wrote more than {self._most >> 20} MiB; all of its processes were ended",
+                hint="`written_mb` under [limits] in policy.toml",
+            )
 
 
 class _Alarm:

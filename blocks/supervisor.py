@@ -64,6 +64,12 @@ STDOUT, STDERR, REPORT = b"o", b"e", b"r"
 CHUNK = 1 << 16
 """The most bytes of output in a frame."""
 
+_COUNTED = 0.05
+"""Seconds between two counts of root's processes, for which the kernel knows no limit. Once they are too many, they are
+some hundreds more before the next one."""
+_OF_BUBBLEWRAP = 2
+"""Processes that only keep what is meant."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_CAPBSET_DROP = 24
@@ -92,6 +98,8 @@ class Request(TypedDict):
     file_bytes: int
     memory_bytes: int
     """Of address space; 0 is no limit. For tied programs alone."""
+    cpu_seconds: int
+    """Of processor time; 0 is no limit. For tied programs alone."""
 
 
 class Report(TypedDict, total=False):
@@ -100,6 +108,8 @@ class Report(TypedDict, total=False):
     exit_code: int
     stage: str
     errno: int
+    too_many: bool
+    """It started more processes than it may: it, and they, were ended."""
     survivors: list[int]
 
 
@@ -236,8 +246,10 @@ def _carry_out(request: Request, stdin: int, ruleset: int | None, run: socket.so
     for descriptor in (*streams, *([] if ruleset is None else [ruleset])):
         os.close(descriptor)
     if script:
-        report, is_wanted = _attend(run, script, child_ended, outputs)
-    survivors = _end_all(run, outputs, keeps=script if request["boxed"] else 0)
+        most = request["processes"] + (_OF_BUBBLEWRAP if request["boxed"] else 0)
+        report, is_wanted = _attend(run, script, child_ended, outputs, most if os.geteuid() == 0 else 0)
+    keeps = script if request["boxed"] else 0
+    survivors = _kill_all() if report.get("too_many") else _end_all(run, outputs, keeps=keeps)
     if survivors:
         report["survivors"] = survivors
     outputs.drain()
@@ -357,6 +369,8 @@ def _script_process(
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if request["memory_bytes"]:
             _lower(resource.RLIMIT_AS, request["memory_bytes"])
+        if request["cpu_seconds"]:
+            _lower(resource.RLIMIT_CPU, request["cpu_seconds"], beyond=1)  # SIGXCPU, and then SIGKILL
         if ruleset is not None:
             _bind(ruleset)
         os.execve(request["program"], request["argv"], request["env"])  # noqa: S606
@@ -383,15 +397,16 @@ def _limit(request: Request) -> None:
     """Take on what scripts may use: they inherit it."""
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, request["file_bytes"])
-    if os.geteuid() != 0:  # the kernel never applies it to root
+    if os.geteuid() != 0:  # the kernel never applies it to root, whose processes are counted; see _attend
         # The kernel compares with all threads of the user, so what already runs is added on top.
         _lower(resource.RLIMIT_NPROC, _threads_of_user() + request["processes"])
 
 
-def _lower(which: int, value: int) -> None:
+def _lower(which: int, value: int, beyond: int = 0) -> None:
+    """Nobody but root can raise it again. What is `beyond` lies between the limit and the one that is final."""
     _, hard = resource.getrlimit(which)
-    lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (lowest, lowest))
+    final = value + beyond if hard == resource.RLIM_INFINITY else min(value + beyond, hard)
+    resource.setrlimit(which, (min(value, final), final))
 
 
 def _threads_of_user() -> int:
@@ -406,16 +421,21 @@ def _threads_of_user() -> int:
     return threads
 
 
-def _attend(run: socket.socket, script: int, child_ended: int, outputs: _Outputs) -> tuple[Report, bool]:
+def _attend(run: socket.socket, script: int, child_ended: int, outputs: _Outputs, most: int) -> tuple[Report, bool]:
     """Wait for the script's end, or for the engine to want it: then the second value is False.
 
-    Orphans that end meanwhile are reaped.
+    Orphans that end meanwhile are reaped. `most`: so many processes may there be at once; 0 if the kernel counts them.
     """
+    counted = time.monotonic()
     poll = select.poll()
     for source in (run.fileno(), child_ended, *outputs.open):
         poll.register(source, select.POLLIN)
     while True:
-        ready = [source for source, _ in poll.poll()]
+        ready = [source for source, _ in poll.poll(_COUNTED * 1000 if most else None)]
+        if most and time.monotonic() - counted > _COUNTED:
+            if _are_more_than(most):
+                return {"exit_code": -signal.SIGKILL, "too_many": True}, True
+            counted = time.monotonic()
         for source in ready:
             if source in outputs.open and not outputs.take(source) and source not in outputs.open:
                 poll.unregister(source)
@@ -426,6 +446,19 @@ def _attend(run: socket.socket, script: int, child_ended: int, outputs: _Outputs
                 return {"exit_code": os.waitstatus_to_exitcode(status)}, True
         if run.fileno() in ready:  # never a request: the engine's side is shut down or closed
             return {"exit_code": -signal.SIGKILL}, False
+
+
+def _are_more_than(most: int) -> bool:
+    """Whether there are more descendants. They are looked for from here down, as others' are not to cost anything."""
+    waiting, number = [os.getpid()], -1
+    while waiting and number <= most:
+        pid = waiting.pop()
+        number += 1
+        with suppress(OSError):  # it ended meanwhile
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as children:  # noqa: PTH123
+                    waiting += map(int, children.read().split())
+    return number > most
 
 
 def _reap() -> dict[int, int]:

@@ -136,6 +136,7 @@ class Planner:
         self._conflicts = conflicts
         self._left: set[str] = set()
         self._in_the_way: set[str] = set()  # what stays and is no folder
+        self._own_links: set[str] = set()
         self._checkouts: list[Checkout] = []
         self.own: set[str] = set()
         """Paths of which is known that what is there now is the run's own."""
@@ -152,13 +153,15 @@ class Planner:
 
     def path(self, path: str, history: Sequence[Effect]) -> None:
         """From what is at the path now to what was there before, unless what is there is somebody else's."""
-        current, first = self.look(path), history[0].change.before
+        current, first = self._look_behind_links(path), history[0].change.before
         if current == first or any(each.holds(path, current, self._tree.read) for each in self._checkouts):
             return
         if first is not None and first.kind is Kind.SPECIAL:
             self._conflict(path)  # a FIFO or a device cannot be made anew
         elif path in self.own or is_ours(current, history):
             self.undo.changes.append(Change(path, current, first))
+            if current is not None and current.kind is Kind.LINK:
+                self._own_links.add(path)
             if current is not None and current.kind in (Kind.FILE, Kind.LINK) and _is_found(history):
                 self._displace(path, current)
             if current is None and is_repository(path) and path not in self.undo.objects:
@@ -172,6 +175,11 @@ class Planner:
                 self._left.add(path)
                 if current is not None and current.kind is not Kind.FOLDER:
                     self._in_the_way.add(path)
+
+    def _look_behind_links(self, path: str) -> Entry | None:
+        """What is at a path now, once the links have gone that the run has made in the place of folders."""
+        current = self.look(path)
+        return None if current == UNREACHABLE and not self._own_links.isdisjoint(ancestors(path)) else current
 
     def repository(self, git: GitUndo, paths: Iterable[str]) -> None:
         """A repository that goes back by what its files mean: whole, unless its conflicts are to be kept."""

@@ -1,9 +1,10 @@
 """The workspace: every effect on its files is journaled here, then done, and can be undone.
 
 Two kinds of step change it. One that works on an overlay hands over its changes: `apply` makes INTENTs durable and then
-does them. One that acts by itself (a script, git) is watched: `capture` makes durable everything that it may change,
-`finish` takes the difference afterwards and journals it. `undo` puts either kind back, as absolute states, so that it
-can be repeated; a path that somebody else has changed since is left alone and reported, or what the caller chooses.
+does them; so does one whose programs write to a layer (`apart`, `proposed`). One that acts by itself otherwise (a
+script, git) is watched: `capture` makes durable everything that it may change, `finish` takes the difference afterwards
+and journals it. `undo` puts any of them back, as absolute states, so that it can be repeated; a path that somebody else
+has changed since is left alone and reported, or what the caller chooses.
 
 Invariant: nothing that a run changes is touched before the journal could put it back. Steps that run at once touch
 different paths (the plan sees to it); making and removing the folders above them is the one thing that they share, the
@@ -21,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import dropwhile
 from pathlib import Path
 
-from quantum_orchestrator.blocks import disk_changes, git_undo, redo, snapshot
+from quantum_orchestrator.blocks import disk_changes, git_undo, redo, script_folders, snapshot
 from quantum_orchestrator.blocks.aside import Aside
 from quantum_orchestrator.blocks.claims import Claims
 from quantum_orchestrator.blocks.confined import ConfinedFolder, is_temporary
@@ -30,6 +31,8 @@ from quantum_orchestrator.blocks.disk_tree import DiskTree, Look, current_umask,
 from quantum_orchestrator.blocks.errors import OperationError, PathRefused
 from quantum_orchestrator.blocks.git_objects import GitObjects
 from quantum_orchestrator.blocks.journal import Effect, EffectState, Journal
+from quantum_orchestrator.blocks.layer import Layer, Proposal
+from quantum_orchestrator.blocks.layer import read as read_layer
 from quantum_orchestrator.blocks.redo import Redo
 from quantum_orchestrator.blocks.snapshot import GIT, Exclusions
 from quantum_orchestrator.blocks.tree import (
@@ -159,6 +162,20 @@ class Workspace:
         found = [(folder, entry_at(folder)) for folder in shared]
         return [Change(folder, None, entry) for folder, entry in found if entry and entry.kind is Kind.FOLDER]
 
+    # Effects that are kept apart first.
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[Layer]:
+        """A layer over the workspace, for programs to write to; gone at the end, with all that was not applied."""
+        script_folders.remove_abandoned(self.journal.folder, script_folders.LAYER)
+        with script_folders.folder_for_now(self.journal.folder, script_folders.LAYER) as folder:
+            yield Layer.make(folder, self.root)
+
+    def proposed(self, layer: Layer) -> Proposal:
+        """What the programs have written to the layer, as changes of the workspace as it is now. Raises OperationError
+        where somebody else has changed the same."""
+        return read_layer(layer, self.tree, self._excluded)
+
     # Effects that are known only afterwards.
 
     def capture(self, run_id: str, step_id: str, areas: Iterable[str], *, keeps_objects: bool = False) -> None:
@@ -218,6 +235,22 @@ class Workspace:
             return []
         touched = snapshot.touched_since(self.folder, caches.before, caches.since)
         return sorted({*touched, *(caches.after - caches.before)})
+
+    def remove_new_caches(self, run_id: str, step_id: str) -> list[str]:
+        """Take the excluded caches away that have come since the step's capture by this object; which. They are put
+        aside first, as somebody else may have made them."""
+        caches = self._caches.get(step_id)
+        made = [] if caches is None else sorted(caches.after - caches.before)
+        with self._mutex, opened_up(self.folder) as open_up:
+            aside = Aside(self.folder, self.journal.folder, run_id)
+            for path in made:
+                open_up(join(path, ROOT))
+                aside.put(path)
+            if made:
+                aside.make_durable()
+            for path in made:
+                disk_changes.remove_all(self.folder, path)
+        return made
 
     def is_excluded(self, path: str) -> bool:
         """Whether captures leave a path out."""
@@ -285,6 +318,7 @@ class Workspace:
                 self._give_back_objects(undo)
                 for each in undo.repositories:
                     self._put_back_logs(each)
+            script_folders.remove_abandoned(self.journal.folder, script_folders.LAYER)
             if undo.effects or undo.lasting:
                 self.folder.syncfs()  # what the journal calls undone, no recovery looks at again
             self.journal.mark_undone(undo.effects, undo.lasting)

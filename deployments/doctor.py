@@ -186,6 +186,10 @@ def _sandbox(home: Path) -> Check:
     for each in (each for each in Level if each > Level.LIMITS):
         reason = why_not(each)
         detail += f"; level {named_level(each)} " + (f"does not work here: {reason}" if reason else "works here")
+    if os.geteuid() == 0:
+        detail += (
+            "; as root, the kernel limits no number of processes: qo counts them, and ends a script that has too many"
+        )
     if level < preferred:
         detail += f"; [sandbox] prefer = {preferred} is not reached"
     if level_for(UNTRUSTED_LEVEL) < UNTRUSTED_LEVEL:

@@ -23,6 +23,7 @@ from quantum_orchestrator.blocks.errors import (
     QuantumError,
 )
 from quantum_orchestrator.blocks.home import RUN_ROOT, workspace_option
+from quantum_orchestrator.blocks.levels import Level
 from quantum_orchestrator.blocks.model import ModelSettings
 from quantum_orchestrator.blocks.model_session import Ledger, Models, configured
 from quantum_orchestrator.blocks.policy import Policy
@@ -42,6 +43,7 @@ from quantum_orchestrator.tasks.operation import CancelToken, Context, Effects, 
 
 Observer = Callable[[RunEvent], None]
 Outputs = Mapping[str, Any]
+Act = Callable[[], dict[str, Any]]
 
 
 @runtime_checkable
@@ -210,35 +212,49 @@ class Attempts:
         if sending.in_doubt:
             context.log(f"an earlier try may have got through; this one has the same key, {sending.key}")
 
-    def _watched(
-        self, step: Step, effects: Effects, context: Context, act: Callable[[], dict[str, Any]], *, runs_programs: bool
-    ) -> Outputs:
+    def _watched(self, step: Step, effects: Effects, context: Context, act: Act, *, runs_programs: bool) -> Outputs:
         """Run an operation that acts by itself between a capture and its difference."""
         areas = [*(access.path for access in effects.writes), *effects.makes]
         if not areas:
             return act()
-        self._workspace.capture(self._run_id, step.id, areas, keeps_objects=effects.keeps_objects)
         guard = self.guards.of(step.scope.document.trust)
+        if runs_programs and context.processes is not None and context.processes.level >= Level.OVERLAY:
+            return self._apart(step, areas, context, context.processes, act)
+        self._workspace.capture(self._run_id, step.id, areas, keeps_objects=effects.keeps_objects)
         if guard.untrusted and context.processes is not None:
             context.processes = context.processes.protecting(self._workspace.excluded_before(step.id))
         outputs = act()
         changes = self._workspace.finish(self._run_id, step.id)
-        if runs_programs:
-            guard.check_unseen(changes, self._workspace.excluded_touched(self._run_id, step.id))
+        if runs_programs and guard.untrusted:
+            touched = self._workspace.excluded_touched(self._run_id, step.id)
+            if not guard.policy.lenient:
+                self._workspace.remove_new_caches(self._run_id, step.id)
+            guard.check_unseen(changes, touched)
         self.check_changes(step, changes, self._workspace.journal.content)
-        self._note_excluded(step, outputs)
-        if "changed" in outputs and not outputs["changed"]:  # a script cannot know
-            outputs["changed"] = [printable(each.path) for each in changes if GIT not in each.path.split("/")]
-        return outputs
-
-    def _note_excluded(self, step: Step, outputs: dict[str, Any]) -> None:
-        """Say which caches, left out of snapshots, the step has touched: those changes are not undone."""
         touched = [printable(path) for path in self._workspace.excluded_touched(self._run_id, step.id)]
-        if "excluded" in outputs:
-            outputs["excluded"] = touched
-        if touched:
-            message = f"not captured, as snapshots exclude it: {', '.join(touched)}"
-            self._observe(RunEvent(EventKind.LOG, step.id, step.instruction.op, message))
+        if touched:  # those changes are not undone
+            self._say(step, f"not captured, as snapshots exclude it: {', '.join(touched)}")
+        return _completed(outputs, changes, touched)
+
+    def _apart(self, step: Step, areas: Sequence[str], context: Context, processes: Processes, act: Act) -> Outputs:
+        """Run an operation whose programs write to a layer; what they wrote is judged, and only then done."""
+        with self._workspace.apart() as layer:
+            context.processes = processes.onto(layer)
+            outputs = act()
+            proposal = self._workspace.proposed(layer)
+            self.guards.of(step.scope.document.trust).check_proposed(areas, proposal.changes)
+            content_of = contents_of(proposal.changes, self._workspace.tree, proposal)
+            self.check_changes(step, proposal.changes, content_of)
+            self._workspace.apply(self._run_id, step.id, proposal.changes, proposal.content_of)
+        caches, special = ([printable(each) for each in paths] for paths in (proposal.caches, proposal.special))
+        if caches:
+            self._say(step, f"not kept, as snapshots exclude it: {', '.join(sorted(caches))}")
+        if special:
+            self._say(step, f"not kept, as its programs have ended: {', '.join(sorted(special))}")
+        return _completed(outputs, proposal.changes, sorted(caches))
+
+    def _say(self, step: Step, message: str) -> None:
+        self._observe(RunEvent(EventKind.LOG, step.id, step.instruction.op, message))
 
     def _context(self, step: Step, effects: Effects, token: CancelToken, *, asks_model: bool = False) -> Context:
         document, instruction = step.scope.document, step.instruction
@@ -318,6 +334,15 @@ class Attempts:
                 self._secrets_of([name])
             except QuantumError as error:
                 self._observe(RunEvent(EventKind.LOG, message=f"secret {name}: {error.message}"))  # its step will fail
+
+
+def _completed(outputs: dict[str, Any], changes: Sequence[Change], excluded: list[str]) -> dict[str, Any]:
+    """With what a script cannot know of itself."""
+    if "excluded" in outputs:
+        outputs["excluded"] = excluded
+    if "changed" in outputs and not outputs["changed"]:
+        outputs["changed"] = [printable(each.path) for each in changes if GIT not in each.path.split("/")]
+    return outputs
 
 
 def _secrets_named(instruction: Instruction) -> Iterator[str]:

@@ -16,11 +16,11 @@ import json
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError, PolicyRefused
 from quantum_orchestrator.blocks.policy import Policy
-from quantum_orchestrator.blocks.tree import Change, Entry, Kind, Overlay, Tree, folders_above, printable
+from quantum_orchestrator.blocks.tree import Change, Entry, Kind, Tree, folders_above, is_within, printable
 from quantum_orchestrator.flows.document import Trust
 from quantum_orchestrator.tasks.operation import AnyOperation, Effects, Parameters, Reach, Unknown
 
@@ -145,6 +145,8 @@ class Guard:
             output_bytes=policy.limits_output_mb * _MIB or _NO_LIMIT,
             file_bytes=policy.limits_file_mb * _MIB or _NO_LIMIT,
             memory_bytes=policy.limits_memory_mb * _MIB,
+            cpu_seconds=policy.limits_cpu_seconds,
+            written_bytes=policy.limits_written_mb * _MIB,
             seconds=policy.limits_seconds or None,
         )
 
@@ -173,8 +175,26 @@ class Guard:
             )
         if caches:
             raise PolicyRefused(
-                f"the policy refuses what a program has left in caches, which cannot be undone: {_listed(caches)}",
-                hint="delete them before anything uses them; `exclude` under [snapshot] in policy.toml names them",
+                f"the policy refuses what a program has left in caches: {_listed(caches)}",
+                hint="new ones were put aside, in `aside` of the state folder; at sandbox level 4 they are dropped. "
+                "`exclude` under [snapshot] in policy.toml names them",
+            )
+
+    def check_proposed(self, areas: Sequence[str], changes: Sequence[Change]) -> None:
+        """What programs have written to a layer and is not done yet. Raises PolicyRefused for git's own files, and
+        OperationError for what the step's effects do not name: another step may count on that."""
+        self.check_unseen(changes, ())
+        own = [printable(each.path) for each in changes if GIT in each.path.split("/")]
+        if own:
+            raise OperationError(
+                f"at sandbox level 4 no program changes git's own files: {_listed(own)}",
+                hint="use the git operations, or a lower level",
+            )
+        beyond = [printable(path) for path in _outside_of(areas, changes)]
+        if beyond:
+            raise OperationError(
+                f"a program has changed what the step's `writes` do not name: {_listed(beyond)}",
+                hint="nothing of that was kept; name it there, or leave `writes` out",
             )
 
     def check_changes(
@@ -248,6 +268,15 @@ def _written(effects: Effects) -> list[str]:
     return [*paths, *(path for path in effects.makes if path not in above)]
 
 
+def _outside_of(areas: Sequence[str], changes: Sequence[Change]) -> Iterator[str]:
+    """The paths that are changed without being in the areas, or a folder that is made above one of those."""
+    above = folders_above(areas)
+    for each in changes:
+        is_way = each.path in above and each.before is None and each.after and each.after.kind is Kind.FOLDER
+        if not is_way and not any(is_within(each.path, area) for area in areas):
+            yield each.path
+
+
 def _gives_rights(change: Change) -> bool:
     after, rights = change.after, stat.S_ISUID | stat.S_ISGID
     return after is not None and after.kind is Kind.FILE and bool(after.mode & rights) and change.before != after
@@ -260,7 +289,14 @@ def _is_folder_only(change: Change) -> bool:
 # Content.
 
 
-def contents_of(changes: Sequence[Change], before: Tree, after: Overlay) -> Callable[[str], bytes]:
+class HasContents(Protocol):
+    """An overlay, or what a program proposes."""
+
+    def content_of(self, sha256: str) -> bytes:
+        """A content that is new."""
+
+
+def contents_of(changes: Sequence[Change], before: Tree, after: HasContents) -> Callable[[str], bytes]:
     """Contents by digest: those that were there from where they lie, the new ones from the overlay."""
     places = {each.before.sha256: each.path for each in changes if each.before is not None and each.before.sha256}
     return lambda sha256: before.read(places[sha256]) if sha256 in places else after.content_of(sha256)

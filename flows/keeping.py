@@ -13,7 +13,6 @@ This module must not touch a workspace, nor know of commands.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from quantum_orchestrator.blocks.holdings import PRUNED_AT, Holder, Holdings, Le
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.reuse_store import NOTHING, ReuseStore, Unused
+from quantum_orchestrator.blocks.script_folders import remove
 from quantum_orchestrator.flows import report
 from quantum_orchestrator.flows.instruction_set import InstructionSet
 from quantum_orchestrator.flows.plan import expand
@@ -105,7 +105,7 @@ def choose(journal: Journal, limits: Limits, *, now: float, keep: str = "", most
         tuple(each for each in held.logs if _is_old_log(each, held, chosen, now - limits.seconds)),
         tuple(aside),
         tuple(held.unneeded_objects(chosen)),
-        (*(each for each in held.aside if not each.run_id), *drafts),
+        (*(each for each in held.aside if not each.run_id), *drafts, *held.layers),
         ReuseStore(journal.folder).unused(now - limits.seconds),
     )
 
@@ -184,7 +184,7 @@ def carry_out(journal: Journal, removal: Removal, *, now: float) -> int:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove(path)
     else:
         path.unlink(missing_ok=True)
 

@@ -59,7 +59,7 @@ from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.keeping import keep_within
 from quantum_orchestrator.flows.prefect_runner import PrefectRunner
 from quantum_orchestrator.flows.recover import UNDONE, start_again
-from quantum_orchestrator.flows.requests import RunRequest, new_record, new_run_id, sandbox_level
+from quantum_orchestrator.flows.requests import RunRequest, new_record, new_run_id, policy_for, sandbox_level
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus, error_json
 from quantum_orchestrator.flows.reusing import Wishes
 from quantum_orchestrator.flows.run_diff import of_run
@@ -291,7 +291,8 @@ async def conduct(
         graph=request.graph,
     )
     run.observe(RunEvent(EventKind.RUN_STARTED, message=record.ui_url or "", op=record.id))
-    if lower := shortfall(opened.policy.sandbox_require, opened.policy.sandbox_prefer):
+    chosen = policy_for(request.document.trust, opened.policy)
+    if lower := shortfall(chosen.sandbox_require, chosen.sandbox_prefer):
         run.observe(RunEvent(EventKind.LOG, message=lower))
     signals.end(run)
     async with pages(run, telling) as executed:

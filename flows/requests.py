@@ -79,8 +79,13 @@ def new_record(request: RunRequest) -> RunRecord:
     )
 
 
+def policy_for(trust: Trust, policy: Policy) -> Policy:
+    """What holds for a set of this trust."""
+    return policy.for_untrusted() if trust is Trust.UNTRUSTED else policy
+
+
 def sandbox_level(record: RunRecord, trust: Trust, policy: Policy) -> int:
     """The lowest level that any script of the run has run at, or will. The sets that it calls are trusted no more."""
-    chosen = policy.for_untrusted() if trust is Trust.UNTRUSTED else policy
+    chosen = policy_for(trust, policy)
     earlier: int = record.options.get("sandbox", Level.OVERLAY)  # what went before a resume
     return min(int(level_for(chosen.sandbox_require, chosen.sandbox_prefer)), earlier)

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from quantum_orchestrator.blocks.confined import ConfinedFolder
 from quantum_orchestrator.blocks.errors import OperationError, PathRefused
 from quantum_orchestrator.blocks.paths import check_path, shown
-from quantum_orchestrator.blocks.sandbox import Completed, Processes
+from quantum_orchestrator.blocks.sandbox import Completed, Limits, Processes
 from quantum_orchestrator.blocks.tree import ROOT
 from quantum_orchestrator.tasks.operation import (
     EVERYTHING,
@@ -36,6 +36,7 @@ IDEMPOTENCY_KEY = "QO_IDEMPOTENCY_KEY"
 IN_DOUBT = "QO_IN_DOUBT"
 _LINES_SHOWN = 10
 _BYTES_SHOWN = 2000
+_FROM_LEVEL_3 = 128
 
 ExitCode = Annotated[int, Field(ge=-64, le=255)]
 
@@ -76,7 +77,8 @@ class RunOutputs(Outputs):
     truncated: bool = Field(default=False, description="Whether it wrote more than is kept (10 MiB of each).")
     changed: list[str] = Field(default=[], description="Paths that it made, changed or deleted.")
     excluded: list[str] = Field(
-        default=[], description="Caches that it touched and that snapshots exclude: they are not undone."
+        default=[],
+        description="Caches that it touched and that snapshots exclude: not undone, and at sandbox level 4 dropped.",
     )
 
 
@@ -86,11 +88,12 @@ class Run(Operation[RunParameters, RunOutputs]):
 
     It and every process that it starts have ended when the step ends, also by `timeout`. It gets the caller's PATH,
     HOME, LANG, TERM, TMPDIR and USER, the set's `env`, the secrets that the step names, its own `env`, and no more.
-    Limits: 512 processes (counted for the user; root has none), 1 GiB a file, no core files. With `network` it gets
-    QO_IDEMPOTENCY_KEY, the same in every try, and QO_IN_DOUBT=1 where an earlier try may have got through.
+    Limits, unless [limits] in policy.toml says otherwise: 512 processes, 1 GiB a file, no core files. With `network` it
+    gets QO_IDEMPOTENCY_KEY, the same in every try, and QO_IN_DOUBT=1 where an earlier try may have got through.
 
     At sandbox level 3 it sees the workspace, the system's programs and nothing else, and of the workspace it can change
-    nothing if its `writes` are `[]`; the end by signal N is exit code 128 + N there.
+    nothing if its `writes` are `[]`; the end by signal N is exit code 128 + N there. At level 4 it works on a layer
+    over the workspace: what it wrote is done, and journaled, when it has ended with a code that is expected.
     """
 
     cacheable = True
@@ -122,7 +125,7 @@ class Run(Operation[RunParameters, RunOutputs]):
         )
         expected = parameters.expect_exit if isinstance(parameters.expect_exit, list) else [parameters.expect_exit]
         if completed.exit_code not in expected:
-            raise _failed(parameters, completed, expected)
+            raise _failed(parameters, completed, expected, processes.limits)
         return RunOutputs(
             exit_code=completed.exit_code,
             stdout=completed.stdout.decode(errors="replace"),
@@ -151,12 +154,24 @@ def _checked_folder(root: Path, path: str) -> Path:
     return root / path
 
 
-def _failed(parameters: RunParameters, completed: Completed, expected: Sequence[int]) -> OperationError:
+def _failed(parameters: RunParameters, completed: Completed, expected: Sequence[int], limits: Limits) -> OperationError:
     wanted = " or ".join(map(str, expected))
     message = f"{_label(parameters)} {_how_it_ended(completed.exit_code)} (expected {wanted})"
     said = _last_lines(completed.stderr) or _last_lines(completed.stdout)
-    hint = "it wrote a file of more than 1 GiB" if completed.exit_code == -signal.SIGXFSZ else ""
-    return OperationError(f"{message}\n{said}" if said else message, hint=hint)
+    return OperationError(f"{message}\n{said}" if said else message, hint=_limit_reached(completed.exit_code, limits))
+
+
+def _limit_reached(exit_code: int, limits: Limits) -> str:
+    """The limit that a script has been ended by, by the kernel's hand; from sandbox level 3 on, 128 + N tells it."""
+    match -exit_code if exit_code < 0 else exit_code - _FROM_LEVEL_3:
+        case signal.SIGXFSZ:
+            return (
+                f"it wrote a file of more than {limits.file_bytes >> 20} MiB: `file_mb` under [limits] in policy.toml"
+            )
+        case signal.SIGXCPU:
+            most = f"{limits.cpu_seconds} s of processor time"
+            return f"it took more than {most}: `cpu_seconds` under [limits] in policy.toml"
+    return ""
 
 
 def _label(parameters: RunParameters) -> str:

@@ -89,6 +89,19 @@ def test_what_only_prefers_level_3_gets_the_best_that_works_and_says_so(tmp_path
     assert levels.shortfall(0, 2) == levels.shortfall(1, 0) == ""
 
 
+def test_where_no_layer_works_level_4_falls_back_to_3_and_says_so_and_what_requires_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(levels, "_why_not_bubblewrap", lambda: "")
+    monkeypatch.setattr(levels, "_why_not_overlay", lambda: "no layer")
+    assert level_for(3, 4) is Level.BUBBLEWRAP
+    said = "scripts run at sandbox level 3 (bubblewrap): level 4 (overlay) does not work here: no layer"
+    assert levels.shortfall(3, 4) == said
+    problem = levels.level_problem(4)
+    assert problem is not None
+    assert "need sandbox level 4, and the highest that works here is 3" in problem.message
+
+
 @pytest.mark.usefixtures("no_namespaces")
 def test_what_needs_level_3_never_falls_back_to_it() -> None:
     problem = levels.level_problem(3)

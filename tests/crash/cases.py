@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def _run(document: InstructionSet, workspace: Workspace, scenario: Scenario, run
         journal.begin(record)
     on_failure = RollbackTo(rollback_to=scenario.rollback_to) if scenario.rollback_to else OnFailure.ROLLBACK
     settings = RunSettings(parallel=scenario.parallel, on_failure=on_failure, batch_from=scenario.batch_from)
-    run = Run(record, document, workspace, settings, policy=POLICY, runner=runner)
+    policy = replace(POLICY, sandbox_prefer=scenario.prefer)
+    run = Run(record, document, workspace, settings, policy=policy, runner=runner)
     return str(asyncio.run(run.execute()).status.value)
 
 

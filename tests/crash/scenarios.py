@@ -28,6 +28,8 @@ class Scenario:
     """The checkpoint up to which the effects stay when the set fails."""
     outside: Callable[[Path], str] | None = None
     """What the set does elsewhere, given the workspace; a run that is committed has done it all, once."""
+    prefer: int = 0
+    """The sandbox level of its scripts."""
     order: str = "sequential"
     parallel: int = 1
     batch_from: int = BATCH_FROM
@@ -228,6 +230,16 @@ SCENARIOS = (
         prepare=remote,
         stride=3,
         outside=refs_of_remote,
+    ),
+    several(
+        "a script at sandbox level 4",
+        write("made/file"),
+        shell("it", "rm -r folder; mkdir folder made/deep; echo more >> old; ln -sfn x made/link; chmod 600 data.json"),
+        prefer=4,
+        stride=6,
+    ),
+    several(
+        "a failure after one", shell("it", "rm -r folder; echo file > folder"), fail(), prefer=4, ends="rolled_back"
     ),
     several("checkpoint", write("made/file"), checkpoint("half"), shell("it", "rm -r folder")),
     several(

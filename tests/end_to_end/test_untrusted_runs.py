@@ -10,9 +10,12 @@ from commands import NOTE, Qo, script
 from without_prefect import alone, whole
 
 from quantum_orchestrator.blocks.home import home
-from quantum_orchestrator.blocks.levels import Level, why_not
+from quantum_orchestrator.blocks.levels import Level, named_level, why_not
 
 pytestmark = [alone, pytest.mark.skipif(bool(why_not(Level.BUBBLEWRAP)), reason=why_not(Level.BUBBLEWRAP))]
+
+
+BEST = Level.BUBBLEWRAP if why_not(Level.OVERLAY) else Level.OVERLAY
 
 
 @pytest.fixture
@@ -28,10 +31,10 @@ def test_its_scripts_see_the_workspace_and_not_what_is_beside_it(qo: Qo) -> None
     (qo.folder / "private").write_text("private")
     text = 'cp note.txt copy.txt; cat ../private "$HOME"/* || ls -A ..'
     document = qo("run", qo.set(NOTE, script(text, needs=["note"])), "--untrusted", "--json").exits(0).json
-    assert document["sandbox_level"] == 3
+    assert document["sandbox_level"] == BEST
     assert document["steps"][1]["outputs"]["stdout"] == "work\n"
     assert document["steps"][1]["outputs"]["changed"] == ["copy.txt"]
-    qo("show").exits(0).prints("scripts at sandbox level 3 (bubblewrap)\n")
+    qo("show").exits(0).prints(f"scripts at sandbox level {named_level(BEST)}\n")
     qo("rollback", document["run_id"]).exits(0)
     assert qo.files == {}
 
@@ -54,9 +57,18 @@ def test_unless_the_policy_requires_more(qo: Qo, policy: Path) -> None:
     assert qo.files["seen"] == "nothing\n"
 
 
-def test_a_level_that_is_only_preferred_and_does_not_work_is_told_with_the_one_that_is_had(
-    qo: Qo, policy: Path
-) -> None:
+def test_a_level_that_is_only_preferred_is_had_where_it_works(qo: Qo, policy: Path) -> None:
     policy.write_text("[sandbox]\nprefer = 4\n")
-    assert qo("run", qo.set(LOOK), "--json").exits(0).json["sandbox_level"] == 3
-    qo("logs").exits(0).prints("scripts run at sandbox level 3 (bubblewrap): level 4 (overlay) does not work here: ")
+    document = qo("run", qo.set(LOOK), "--json").exits(0).json
+    assert (document["sandbox_level"], document["steps"][0]["outputs"]["changed"]) == (BEST, ["seen"])
+    assert qo.files["seen"] == "nothing\n"
+    told = "scripts run at sandbox level 3 (bubblewrap): level 4 (overlay) does not work here: "
+    assert (told in qo("logs").exits(0).out) is (BEST is not Level.OVERLAY)
+
+
+def test_nothing_of_one_that_fails_was_ever_in_the_workspace(qo: Qo, policy: Path) -> None:
+    policy.write_text("[sandbox]\nrequire = 4\n")
+    before = qo.work.stat().st_mtime_ns
+    failed = qo("run", qo.set(script("echo x > new; exit 1")), "--json").exits(1 if BEST is Level.OVERLAY else 3).json
+    assert failed["status"] == ("rolled_back" if BEST is Level.OVERLAY else "invalid")
+    assert qo.work.stat().st_mtime_ns == before

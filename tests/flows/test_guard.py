@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from test_engine import Bench, shell, write
 
+from quantum_orchestrator.blocks import levels
 from quantum_orchestrator.blocks.errors import InvalidInput
 from quantum_orchestrator.blocks.levels import Level, why_not
 from quantum_orchestrator.blocks.policy import EXECUTED, Given, Policy, Rule
+from quantum_orchestrator.blocks.tree import Change, Entry, Kind
 from quantum_orchestrator.flows.batching import BATCH_FROM
 from quantum_orchestrator.flows.document import Trust
 from quantum_orchestrator.flows.faults import InvalidSet
-from quantum_orchestrator.flows.guard import Guards
+from quantum_orchestrator.flows.guard import Guards, _outside_of
 from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.plan import build
 from quantum_orchestrator.flows.results import EventKind, RunStatus
@@ -98,8 +100,9 @@ class TestRefusals:
         ],
     )
     def test_it_is_refused_when_the_document_is_judged_and_when_it_runs(
-        self, bench: Bench, settings: dict[str, Any], step: dict[str, Any]
+        self, bench: Bench, settings: dict[str, Any], step: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(levels, "_why_not_overlay", lambda: "no")
         bench.policy = policy(**settings)
         with pytest.raises(InvalidSet) as caught:
             load_object({"name": "x", "instructions": [step]}, policy=bench.policy)
@@ -188,7 +191,6 @@ class TestScriptsOfUntrustedSets:
         [
             ("mkdir -p sub/.git/hooks; echo evil > sub/.git/hooks/pre-commit", "git's own files: sub/.git"),
             ("mkdir -p .git; echo '[core] fsmonitor=evil' > .git/config", "git's own files: .git"),
-            ("mkdir -p .venv/bin; echo evil > .venv/bin/python", "left in caches, which cannot be undone: .venv"),
             ("cp /bin/sh shell; chmod u+s shell", "runs with the rights of its owner: shell"),
         ],
     )
@@ -196,14 +198,83 @@ class TestScriptsOfUntrustedSets:
         outcome = self.run(bench, shell("s", text))
         assert outcome.error is not None
         assert message in outcome.error.message
-        assert not any(path for path in bench.files() if not path.startswith(".venv"))
+        assert bench.files() == {}
 
-    def test_caches_that_are_there_cannot_be_changed(self, bench: Bench) -> None:
+    def test_a_cache_that_it_makes_is_refused_where_it_cannot_be_kept_apart(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(levels, "_why_not_overlay", lambda: "no")
+        outcome = self.run(bench, shell("s", "mkdir -p .venv/bin; echo evil > .venv/bin/python; echo x > made"))
+        assert outcome.error is not None
+        assert "left in caches: .venv" in outcome.error.message
+        assert bench.files() == {}
+
+    def test_caches_that_are_there_cannot_be_changed(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         (bench.root / ".venv").mkdir()
         (bench.root / ".venv/python").write_text("good")
-        outcome = self.run(bench, shell("s", "echo evil > .venv/python || rm -r .venv || echo x > made"))
-        assert outcome.status is RunStatus.COMMITTED
+        text = "echo evil > .venv/python || rm -r .venv || echo x > made"
+        assert self.run(bench, shell("s", text)).status is RunStatus.COMMITTED
+        assert bench.files() == {".venv/python": "good"}
+        monkeypatch.setattr(levels, "_why_not_overlay", lambda: "no")
+        assert self.run(bench, shell("s", text), run_id="r2").status is RunStatus.COMMITTED
         assert bench.files() == {".venv/python": "good", "made": "x\n"}
+
+
+@pytest.mark.skipif(bool(why_not(Level.OVERLAY)), reason=why_not(Level.OVERLAY))
+class TestLayers:
+    """What programs write at sandbox level 4 is judged before it is done."""
+
+    def outputs(self, bench: Bench, run_id: str = "r1") -> dict[str, Any]:
+        outputs = bench.journal.steps(run_id)["s"].outputs
+        assert outputs is not None
+        return outputs
+
+    def test_what_a_script_writes_is_done_at_its_end_and_can_be_undone(self, bench: Bench) -> None:
+        (bench.root / "old").write_text("old")
+        outcome = bench.run(shell("s", "rm old; mkdir new; echo x > new/file"), trust="untrusted")
+        assert outcome.status is RunStatus.COMMITTED
+        assert bench.files() == {"new/file": "x\n"}
+        assert self.outputs(bench)["changed"] == ["new", "new/file", "old"]
+        bench.workspace.undo("r1")
+        assert bench.files() == {"old": "old"}
+
+    def test_nothing_of_one_that_fails_reaches_the_workspace(self, bench: Bench) -> None:
+        before = bench.root.stat().st_mtime_ns
+        bench.run(shell("s", "echo x > new; exit 1"), trust="untrusted")
+        assert bench.root.stat().st_mtime_ns == before
+        assert not list(bench.journal.folder.glob("layer-*"))
+
+    def test_what_its_writes_do_not_name_is_refused(self, bench: Bench) -> None:
+        bench.policy = policy(sandbox_prefer=4)
+        (bench.root / "kept").write_text("kept")
+        outcome = bench.run(shell("s", "mkdir -p out/deep; echo x > out/deep/x; echo y > kept", writes=["out/deep/**"]))
+        assert outcome.error is not None
+        assert "changed what the step's `writes` do not name: kept" in outcome.error.message
+        assert bench.files() == {"kept": "kept"}
+        fine = shell("s", "mkdir -p out/deep; echo x > out/deep/x", writes=["out/deep/**"])
+        assert bench.run(fine, run_id="r2").status is RunStatus.COMMITTED
+        assert bench.files() == {"kept": "kept", "out/deep/x": "x\n"}
+
+    def test_gits_own_files_are_refused_to_trusted_sets_too(self, bench: Bench) -> None:
+        bench.policy = policy(sandbox_prefer=4)
+        outcome = bench.run(shell("s", "mkdir -p sub/.git; echo x > sub/.git/config"))
+        assert outcome.error is not None
+        assert "no program changes git's own files: sub/.git" in outcome.error.message
+        assert bench.files() == {}
+
+    def test_caches_are_dropped_and_told(self, bench: Bench) -> None:
+        outcome = bench.run(shell("s", "mkdir .venv sub; echo evil > .venv/python; mkfifo sub/pipe"), trust="untrusted")
+        assert outcome.status is RunStatus.COMMITTED
+        assert sorted(path.name for path in bench.root.iterdir()) == ["sub"]
+        assert self.outputs(bench)["excluded"] == [".venv"]
+        logged = [event.message for event in bench.events if event.kind is EventKind.LOG]
+        assert "not kept, as snapshots exclude it: .venv" in logged
+        assert "not kept, as its programs have ended: sub/pipe" in logged
+
+    def test_programs_of_tests_are_kept_apart_too(self, bench: Bench) -> None:
+        step = {"id": "s", "op": "quality.test", "with": {"argv": ["sh", "-c", "echo x > new; exit 3"]}}
+        assert bench.run(step, trust="untrusted").status is RunStatus.ROLLED_BACK
+        assert bench.files() == {}
 
 
 class TestFilesThatAreExecuted:
@@ -403,3 +474,16 @@ def test_a_rule_with_a_bad_class_is_an_error_of_the_file(tmp_path: Path) -> None
     (tmp_path / "policy.toml").write_text('[paths]\ndeny = ["[z-a]"]\n')
     with pytest.raises(InvalidInput, match=r"policy.toml:2: \[paths\] deny must be globs"):
         Policy.load(tmp_path / "policy.toml")
+
+
+def test_a_folder_on_the_way_to_what_a_step_names_is_its_own() -> None:
+    folder = Entry(Kind.FOLDER, 0o755)
+    changes = [
+        Change("a", None, folder),
+        Change("a/b", None, folder),
+        Change("c", None, folder),
+        Change("a/b/x", folder, None),
+    ]
+    assert list(_outside_of(["a/b"], changes)) == ["c"]
+    assert list(_outside_of(["a/b"], [Change("a", folder, None)])) == ["a"]
+    assert list(_outside_of(["."], changes)) == []

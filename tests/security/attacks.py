@@ -1,4 +1,4 @@
-"""What a hostile script tries, all of it in one start; a JSON object on standard output says what got through.
+"""What a hostile script tries, nearly all of it in one start; a JSON object on standard output says what got through.
 
 Run by path, inside of a sandbox, by `test_escapes.py`: standard library alone. An attack that gets through returns;
 one that is blocked raises OSError, or Blocked. None of them does lasting harm where it gets through.
@@ -26,6 +26,8 @@ CLONE_NEWUSER = 0x10000000
 PTRACE_DETACH, PTRACE_SEIZE = 17, 0x4206
 libc = ctypes.CDLL(None, use_errno=True)
 attacks: dict[str, Callable[[], object]] = {}
+alone_attacks: dict[str, Callable[[], object]] = {}
+"""Each of them in a start of its own, by name, as the whole program may be ended for it."""
 
 
 class Blocked(Exception):
@@ -35,6 +37,14 @@ class Blocked(Exception):
 def attack(name: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
     def added(function: Callable[[], object]) -> Callable[[], object]:
         attacks[name] = function
+        return function
+
+    return added
+
+
+def alone(name: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
+    def added(function: Callable[[], object]) -> Callable[[], object]:
+        alone_attacks[name] = function
         return function
 
     return added
@@ -172,6 +182,12 @@ def _() -> None:
         place.unlink(missing_ok=True)
 
 
+@attack("change the workspace, and fail")
+def _() -> None:
+    """Whether it is changed is looked up from outside; that this program fails is of no account."""
+    Path("changed").write_text("x")
+
+
 @attack("leave a daemon")
 def _() -> None:
     """Whether it is left is looked up from outside."""
@@ -182,8 +198,9 @@ def _() -> None:
         os._exit(0)
 
 
-@attack("start more processes than allowed")
+@alone("start more processes than allowed")
 def _() -> None:
+    """For long enough to be noticed: where the kernel does not count root's processes, somebody else does."""
     children = []
     try:
         for _number in range(TARGETS["processes"] + 20):
@@ -192,15 +209,24 @@ def _() -> None:
                 time.sleep(60)
                 os._exit(0)
             children.append(child)
+        time.sleep(2)
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
 
 
+@alone("write more in all than allowed")
+def _() -> None:
+    for number in range(5):
+        with open(f"many-{number}", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 20 * MIB)
+
+
 def main() -> None:
     through = {}
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for name, function in attacks.items():
+    chosen = {name: alone_attacks[name] for name in sys.argv[1:]} or attacks
+    for name, function in chosen.items():
         try:
             function()
         except (OSError, Blocked) as error:

