@@ -282,7 +282,8 @@ def _show(talk: Talk, document: dict[str, Any]) -> None:
     if "sandbox_level" in document:  # a run of an earlier version has left none
         talk.screen.result(f"scripts at sandbox level {named_level(document['sandbox_level'])}", "dim")
     lines = step_lines(document["steps"])
-    if document["error"] and document["error"] not in [step["error"] for step in document["steps"]]:
+    messages = [step["error"]["message"] for step in document["steps"] if step["error"]]
+    if document["error"] and document["error"]["message"] not in messages:
         lines += error_lines(document["error"])
     if lines:
         talk.screen.result("\n".join(lines))

@@ -29,8 +29,8 @@ def write_junit(file: str, report: Mapping[str, Any]) -> None:
 def junit_xml(report: Mapping[str, Any]) -> bytes:
     """The document of a run, as `qo run --json` prints it, in XML."""
     cases = [_case(report["set"], step) for step in report["steps"]]
-    errors = [step["error"] for step in report["steps"]]
-    if report["error"] and report["error"] not in errors:
+    messages = [step["error"]["message"] for step in report["steps"] if step["error"]]
+    if report["error"] and report["error"]["message"] not in messages:
         cases.append(_of_the_run(report))
     suite = ET.Element("testsuite", name=_text(report["set"]), time=str(report["duration_s"]))
     suite.set("tests", str(len(cases)))

@@ -23,7 +23,7 @@ SET = """{
     {"id": "stage", "op": "git.add", "with": {"paths": ["new.txt"]}}
   ]
 }"""
-HEAVY = ("anthropic", "fastapi", "prefect", "sqlalchemy", "uvicorn")
+HEAVY = ("anthropic", "complexipy", "fastapi", "libcst", "prefect", "sqlalchemy", "uvicorn")
 LOOK = """
 import sys
 from quantum_orchestrator.deployments.cli import main

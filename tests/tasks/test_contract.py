@@ -150,6 +150,7 @@ SETUPS: dict[str, Callable[[Path, Path], AbstractContextManager[Setup]]] = {
     "git.init": with_files_alone,
     "git.clone": beside_a_repository,
     "http.request": with_a_web_server,
+    "llm.document": with_files_alone,
     "llm.edit": with_a_model,
 }
 """By an operation's name or by its family's."""
