@@ -15,9 +15,11 @@ Importing `anthropic` takes two seconds of processor time: it is imported in the
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from quantum_orchestrator.blocks.errors import BadAnswer, Interrupted, ModelError, ModelRefused, ModelUnavailable
@@ -128,8 +130,18 @@ def _client(settings: ModelSettings, seconds: float) -> Anthropic:
         base_url=settings.base_url,
         timeout=timeout,
         max_retries=0,
-        http_client=httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=settings.uses_proxies),
+        http_client=httpx2.Client(
+            timeout=timeout, follow_redirects=False, trust_env=settings.uses_proxies, verify=_certificates()
+        ),
     )
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: that takes longer than all else here."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def _arguments(question: Question, settings: ModelSettings) -> dict[str, Any]:

@@ -191,6 +191,8 @@ def answer_of(question: Question, reply: Reply, provider: str) -> Answer:
     if reply.stop not in _ENDED:
         why = {"model_context_window_exceeded": "question and answer are too long for the model"}
         raise BadAnswer(f"the answer did not come to its end: {why.get(reply.stop, reply.stop or 'it was cut off')}")
+    if question.tool is None and reply.calls:
+        raise BadAnswer(f"the answer uses {reply.calls[0][0]} where a text was asked for", said=reply.said)
     payload = None if question.tool is None else _payload(question.tool, reply)
     if payload is None and not reply.text.strip():
         raise BadAnswer("the answer is empty")

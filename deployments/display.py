@@ -328,9 +328,30 @@ def run_lines(document: Mapping[str, Any]) -> list[Line]:
     what = f"{status.replace('_', ' ')}: run {document['run_id']} of {document['set']!r}"
     effect = f"{changed_files(document['diff'])} in {human_time(document['duration_s'])}"
     lines: list[Line] = [(f"{what}, {effect}", STATUS_STYLES.get(status, TROUBLE))]
+    if document.get("models"):
+        lines.append((asked_models(document["models"]), ""))
     if document.get("ui_url"):
         lines.append((str(document["ui_url"]), "dim"))
     return lines
+
+
+def asked_models(spent: Mapping[str, Any]) -> str:
+    """What a run's questions to language models have taken, in a line."""
+    budget: Mapping[str, Any] = spent.get("budget") or {}
+
+    def of(name: str, shown: str) -> str:
+        return f"{shown} of {budget[name]}" if budget.get(name) is not None else shown
+
+    money = spent["money"]
+    tokens = spent["input_tokens"] + spent["output_tokens"]
+    parts = [
+        f"{of('calls', str(spent['calls']))} calls",
+        f"{of('attempts', str(spent['attempts']))} attempts",
+        f"{of('tokens', str(tokens))} tokens",
+        f"cost {of('money', 'unknown' if money is None else format(money, '.4f'))}",
+        f"{of('time', human_time(spent['seconds']))} of waiting",
+    ]
+    return f"language models: {', '.join(parts)}"
 
 
 def step_lines(steps: Iterable[Mapping[str, Any]]) -> list[str]:

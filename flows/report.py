@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Any
 
 from quantum_orchestrator.blocks.diff_json import counts_json
+from quantum_orchestrator.blocks.exchanges import spent_in
 from quantum_orchestrator.blocks.journal import Journal, RunRecord, SendingState
 from quantum_orchestrator.blocks.tree import Change
 from quantum_orchestrator.flows.plan import Expansion, Graph
@@ -51,6 +52,15 @@ def outside(journal: Journal, run_id: str) -> list[dict[str, str]]:
     ]
 
 
+def models(journal: Journal, record: RunRecord) -> dict[str, Any] | None:
+    """What the run's questions to language models have taken, or may have, beside the set's budget; None without."""
+    exchanges = journal.exchanges.of(record.id)
+    budget = record.document.get("budget")
+    if not exchanges and budget is None:
+        return None
+    return {**spent_in(exchanges).as_json(), "budget": budget}
+
+
 def in_document_order(
     expansion: Expansion, inner: Mapping[str, Expansion], results: Mapping[str, StepResult]
 ) -> Iterator[StepResult]:
@@ -83,6 +93,7 @@ def run_document(
         "steps": [step.as_json() for step in steps],
         "diff": dict(NOTHING) if made is None or status not in _WITH_EFFECTS else counts(made),
         "outside": outside(journal, record.id),
+        "models": models(journal, record),
         "sandbox_level": record.options.get("sandbox", 1),
         "error": error,
         "flow_run_id": record.flow_run_id,

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from quantum_orchestrator.blocks.errors import Interrupted, OperationError
 from quantum_orchestrator.blocks.tree import ROOT, Kind, Overlay, ancestors, digest, not_a_file
 from quantum_orchestrator.tasks import file_trees, patch_files
+from quantum_orchestrator.tasks.expected import Digest, ExpectedDigest, expect
 from quantum_orchestrator.tasks.operation import (
     Access,
     Context,
@@ -36,13 +37,8 @@ from quantum_orchestrator.tasks.text_edit import replace_all
 LARGEST_READ = 16 * 2**20
 """Bytes that file.read puts into its outputs unless told otherwise."""
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""SHA-256 in lower-case hex."""
 Mode = Annotated[str, Field(pattern="^[0-7]{3,4}$", examples=["0644", "0755"])]
 """Permission bits in octal."""
-ExpectedDigest = Annotated[
-    Digest | None, Field(description="SHA-256 that the file must have before; the step fails if it is another")
-]
 
 
 class Written(Outputs):
@@ -82,19 +78,6 @@ class Content(Parameters):
             return base64.b64decode("".join((self.content_base64 or "").split()), validate=True)
         except binascii.Error as error:
             raise ValueError(f"content_base64 is not base64: {error}") from error
-
-
-def expect(files: Overlay, path: str, expected: str | None) -> None:
-    """Raises OperationError, with both digests, unless `path` is a file with the expected one (None: anything is)."""
-    if expected is None:
-        return
-    entry = files.entry(path) if files.kind(path) is Kind.FILE else None
-    if entry is None or entry.sha256 != expected:
-        found = entry.sha256 if entry else "no file"
-        raise OperationError(
-            f"{path}: is not what was expected: expected sha256 {expected}, found {found}",
-            hint="read the file again and decide on what it is now",
-        )
 
 
 def _access(path: str, *, subtree: bool = False) -> Access:

@@ -221,6 +221,12 @@ class Fault:
     says: Callable[[Say], Sequence[Say]]
     heals: bool = False
     streaming: bool = True
+    endless: bool = False
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a question may take in a test: little only where nothing else ends it."""
+        return 0.7 if self.endless else 20.0
 
 
 OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
@@ -276,8 +282,8 @@ FAULTS = (
     Fault("an answer of the wrong shape", _but(payload={"nothing": "of what was asked for"}, text="")),
     Fault("another tool than the one asked for", _tool_but(tool="run_shell")),
     Fault("an empty answer", _always(Say(""))),
-    Fault("a server that is slow", _but(seconds=60)),
-    Fault("a server that drips", _but(seconds=0.4, drips=True)),
+    Fault("a server that is slow", _but(seconds=60), endless=True),
+    Fault("a server that drips", _but(seconds=0.4, drips=True), endless=True),
 )
 """Each ends in an error of our tree, with nothing changed; those that heal end well."""
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from messages_server import FAULTS, TOKENS_IN, TOKENS_OUT, Fault, MessagesServer, Say, messages_server, wait_until_asked
 
 from quantum_orchestrator.blocks.budget import Budget
 from quantum_orchestrator.blocks.errors import (
@@ -32,6 +30,16 @@ from quantum_orchestrator.blocks.model import (
 )
 from quantum_orchestrator.blocks.model_session import Ledger, Models, Scope
 from quantum_orchestrator.tasks.operation import CancelToken
+from tests.messages_server import (
+    FAULTS,
+    TOKENS_IN,
+    TOKENS_OUT,
+    Fault,
+    MessagesServer,
+    Say,
+    messages_server,
+    wait_until_asked,
+)
 
 TOOL = Tool(
     "answer",
@@ -46,8 +54,6 @@ TOOL = Tool(
 SUM = Question.of("What is 1 + 1?", system="You add.", tool=TOOL)
 TEXT = Question.of("Say hello.", max_tokens=50)
 RIGHT = Say(payload={"sum": 2})
-IMPATIENT = 1.0
-"""Seconds that a question may take where a server never comes to an end."""
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +119,13 @@ def test_what_only_the_service_knows_is_asked_of_it_alone(server: MessagesServer
 def test_a_fault_of_the_server_is_an_error_and_never_a_shorter_answer(
     server: MessagesServer, journal: Journal, fault: Fault
 ) -> None:
-    settings = server.says(*fault.says(RIGHT)).settings(
-        streaming=fault.streaming, timeout=20 if fault.heals else IMPATIENT, tries=2
-    )
+    settings = server.says(*fault.says(RIGHT)).settings(streaming=fault.streaming, timeout=fault.patience, tries=2)
     models = asking(journal, settings)
     if fault.heals:
         assert models.ask(SUM).payload == {"sum": 2}
         return
-    began = time.monotonic()
     with pytest.raises(ModelError) as caught:
         models.ask(SUM)
-    assert time.monotonic() - began < 10 * IMPATIENT
     assert caught.value.message
     assert len(server.asked) <= settings.tries
 
