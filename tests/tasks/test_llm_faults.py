@@ -62,6 +62,11 @@ CASES: Mapping[str, Case] = {
         Say(payload={"diagnosis": "A letter is missing.", "edits": EDITS}),
         {"greeting.txt": "Helo, world.\n"},
     ),
+    "llm.document": Case(
+        {"paths": ["app.py"]},
+        Say(payload={"docstrings": [{"name": "double", "text": "Twice the number."}]}),
+        {"app.py": '"""Numbers."""\n\n\ndef double(number: int) -> int:\n    return 2 * number\n'},
+    ),
 }
 """By the operation's name, with what is special about it behind a blank."""
 
@@ -132,13 +137,18 @@ def written(outcomes: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def main() -> None:
-    """Write the outcomes down: `./run python -m tests.tasks.test_llm_faults`."""
+    """Write the outcomes down: `./run python -m tests.tasks.test_llm_faults`, of these cases if some are named."""
+    import sys
     import tempfile
+
+    chosen, known = sys.argv[1:] or list(CASES), recorded()
 
     with messages_server() as running, tempfile.TemporaryDirectory() as folder:
         found = {
             fault.name: {
                 case: outcome(running, case, fault, Path(folder, f"{number}-{place}"))
+                if case in chosen
+                else known[fault.name][case]
                 for place, case in enumerate(CASES)
             }
             for number, fault in enumerate(FAULTS)
