@@ -130,6 +130,38 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
         SERVICE,
         ("qo audit verify", "qo audit verify --head 12:$(cat head-of-monday)", "qo audit verify --json | jq -r .head"),
     ),
+    "api": (
+        "cli_api:api",
+        SERVICE,
+        ("qo api --workspace ../shop", "qo api --port 8410 --rate 200", "qo api --host 0.0.0.0 --workspace /srv/shop"),
+    ),
+    "token create": (
+        "cli_api:create_token",
+        SERVICE,
+        ("qo token create ci --scope run --scope read", "qo token create ada --scope approve --json"),
+    ),
+    "token list": ("cli_api:list_tokens", SERVICE, ("qo token list",)),
+    "token revoke": ("cli_api:revoke_token", SERVICE, ("qo token revoke ci",)),
+    "webhooks add": (
+        "cli_webhooks:add",
+        SERVICE,
+        (
+            "qo webhooks add deploy --provider github --secret-env SECRET --event push --branch main --set deploy.json",
+            "qo webhooks add docs --provider gitlab --secret-block docs --path 'docs/**' --set d.json --workspace docs",
+            "qo webhooks add paid --provider standard --secret-env PAID --when 'inputs.payload.paid' --set paid.json",
+        ),
+    ),
+    "webhooks list": ("cli_webhooks:list_", SERVICE, ("qo webhooks list", "qo webhooks list --json")),
+    "webhooks remove": ("cli_webhooks:remove", SERVICE, ("qo webhooks remove deploy",)),
+    "webhooks test": (
+        "cli_webhooks:judge",
+        SERVICE,
+        (
+            "qo webhooks test deploy --payload push.json",
+            "qo webhooks test deploy --payload push.json --send http://127.0.0.1:8410",
+        ),
+    ),
+    "webhooks replay": ("cli_webhooks:replay", SERVICE, ("qo webhooks replay 20260102-030405-1a2b3c",)),
     "inbox list": ("cli_inbox:list_", SERVICE, ("qo inbox list", "qo inbox list --workspace ../shop --json")),
     "inbox run": ("cli_inbox:run", SERVICE, ("qo inbox run 12",)),
     "up": ("cli_service:up", SERVICE, ("qo up",)),
@@ -142,6 +174,8 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
 PARENTS = {
     "hooks": "Git hooks that run instruction sets.",
     "policy": "What this machine allows sets to do.",
+    "token": "Who may use the API.",
+    "webhooks": "Which deliveries run which sets.",
     "inbox": "What the API, webhooks and watched folders have accepted.",
     "audit": "Who began, approved, ended and undid which runs.",
 }

@@ -199,6 +199,11 @@ class Inbox:
         """The same for whoever must not block."""
         return self._writer.begin(lambda connection: _accept(connection, arrivals, once))
 
+    def known(self, once: Once) -> Accepted | None:
+        """What was accepted under this key before, if anything was. Raises KeyReused, Replayed."""
+        with self._reading, _explained(self.path):
+            return _known(self._connection, once)
+
     # What carries them out.
 
     def begin(self, number: int) -> None:

@@ -44,11 +44,13 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """The text of every page by its file name."""
+    from quantum_orchestrator.deployments import api_reference
     from quantum_orchestrator.flows.schema import document_schema
     from quantum_orchestrator.tasks import registry
 
     schema = document_schema()
     return {
+        "api.md": _joined(api_reference.page()),
         "command-line.md": _joined(_command_line()),
         "instruction-set.md": _joined(_instruction_set(schema)),
         "instruction-set.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
@@ -104,14 +106,14 @@ def _fields(model: Schema, definitions: Schema) -> str:
     for name, field in model.get("properties", {}).items():
         default = "required" if name in required else _default(field)
         rows.append([f"`{name}`", without_null(type_words(field, definitions)), default, _text(field)])
-    return _table(["name", "type", "default", "meaning"], rows)
+    return table(["name", "type", "default", "meaning"], rows)
 
 
 def _outputs(model: Schema, definitions: Schema) -> str:
     """A table of what a step gives."""
     fields = model.get("properties", {}).items()
     rows = [[f"`{name}`", type_words(field, definitions), _text(field)] for name, field in fields]
-    return _table(["name", "type", "meaning"], rows)
+    return table(["name", "type", "meaning"], rows)
 
 
 def without_null(words: str) -> str:
@@ -128,7 +130,8 @@ def _text(field: Schema) -> str:
     return " ".join(str(field.get("description", "")).split()).removesuffix(".")
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
@@ -283,7 +286,7 @@ def _expressions() -> Iterator[str]:
         ["`item`", "the item at hand, under `for_each`"],
         ["`run.id`, `run.name`, `run.started_at`", "the run: its id, the set's name, seconds since 1970"],
     ]
-    yield _table(["value", "meaning"], rows)
+    yield table(["value", "meaning"], rows)
     for title, names in (("Filters", FILTERS), ("Tests", TESTS), ("Functions", FUNCTIONS)):
         yield f"{title}: {', '.join(f'`{name}`' for name in names)}."
 
@@ -334,7 +337,7 @@ def _command_line() -> Iterator[str]:
         if name == "run":
             yield "### Events"
             yield STREAM
-            yield _table(["event", "says", "meaning"], STREAM_EVENTS)
+            yield table(["event", "says", "meaning"], STREAM_EVENTS)
 
 
 def _overview(text: str) -> str:
@@ -351,7 +354,7 @@ def _overview(text: str) -> str:
         ["5", "awaiting approval"],
         ["130", "interrupted, and rolled back"],
     ]
-    return "\n\n".join([title, MADE, about.strip(), groups, _table(["exit code", "meaning"], codes)])
+    return "\n\n".join([title, MADE, about.strip(), groups, table(["exit code", "meaning"], codes)])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ PREFECT_AT_ONCE = (
     "blocks/policy_block.py",
     "blocks/model_block.py",
     "blocks/quality.py",
+    "blocks/webhook_secret.py",
 )
 """Modules that exist to speak to Prefect, and are themselves imported only when something runs."""
 WHEN_NEEDED = ("flows/recover.py", "flows/optimize.py", "deployments/*.py", "blocks/*.py")
