@@ -211,3 +211,54 @@ def test_a_run_that_is_killed_between_an_answer_and_its_use_goes_on_without_a_se
     assert server.asked[0]["messages"][:1] == first["messages"]
     assert len(server.asked[0]["messages"]) == 3, "the first answer was not asked for again"
     assert run.spent().calls == 3, "what was asked and never answered counts"
+
+
+# llm.analyze
+
+SHOP = {
+    "shop/__init__.py": "",
+    "shop/prices.py": "def total(prices):\n    return sum(prices) * rate\n",
+    "shop/cart.py": "from shop.prices import total\n",
+    "shop/page.py": "from shop.cart import total\n",
+    "tests/test_cart.py": "import shop.cart\n",
+    "docs/prices.md": "# Prices\n",
+}
+
+
+def test_without_a_model_the_import_graph_the_history_and_ruff_tell_what_a_change_touches(tmp_path: Path) -> None:
+    run = LlmRun(tmp_path, OFFLINE, files=SHOP)
+    quiet = {"cwd": run.root, "check": True, "capture_output": True}
+    subprocess.run(["git", "init", "-q", "-b", "main"], **quiet)  # type: ignore[call-overload]
+    for number in range(2):
+        for path in ("shop/prices.py", "docs/prices.md"):
+            (run.root / path).write_text(f"{SHOP[path]}# {number}\n")
+        subprocess.run(["git", "add", "."], **quiet)  # type: ignore[call-overload]
+        subprocess.run(["git", "commit", "-q", "-m", f"Prices {number}"], **quiet)  # type: ignore[call-overload]
+    (run.root / "shop/prices.py").write_text(SHOP["shop/prices.py"])
+    assert run.step("llm.analyze", {}).status is RunStatus.COMMITTED
+    found = run.outputs()
+    assert found["provider"] == "offline"
+    assert found["changed"] == ["shop/prices.py"]
+    touched = {each["path"]: each for each in found["touched"]}
+    assert touched["shop/cart.py"]["why"].startswith("imports shop/prices.py")
+    assert touched["shop/cart.py"]["confidence"] > touched["shop/page.py"]["confidence"]
+    assert touched["docs/prices.md"]["why"] == "committed together in 2 of 2 commits"
+    assert found["tests"] == ["tests/test_cart.py"]
+    (finding,) = found["findings"]
+    assert (finding["path"], finding["line"], finding["severity"], finding["source"]) == (
+        *("shop/prices.py", 2, "error"),
+        "F821",
+    )
+    assert found["likely_to_break"][0]["path"] == "shop/prices.py"
+
+
+def test_a_models_finding_names_a_line_that_is_there_or_goes_back(server: MessagesServer, tmp_path: Path) -> None:
+    wrong = {"path": "shop/prices.py", "line": 99, "severity": "error", "confidence": 0.9, "message": "No."}
+    right = {**wrong, "line": 2, "message": "There is no rate."}
+    said = [{"summary": "One thing.", "findings": [each], "likely_to_break": []} for each in (wrong, right)]
+    run = LlmRun(tmp_path, server.says(*(Say(payload=each) for each in said)).settings(), files=SHOP)
+    assert run.step("llm.analyze", {"changed": ["shop/prices.py"]}).status is RunStatus.COMMITTED
+    assert "has 2 lines, and no line 99" in server.asked[1]["messages"][2]["content"]
+    by_model = [each for each in run.outputs()["findings"] if each["source"] == "model"]
+    assert [each["message"] for each in by_model] == ["There is no rate."]
+    assert run.state() == {path: content.encode() for path, content in SHOP.items()}

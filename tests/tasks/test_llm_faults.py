@@ -37,6 +37,7 @@ class Case:
 
 
 EDITS = [{"path": "greeting.txt", "search": "Helo, world.", "replace": "Hello, world."}]
+FINDING = {"path": "app.py", "line": 2, "severity": "error", "confidence": 0.9, "message": "It divides by zero."}
 CASES: Mapping[str, Case] = {
     "llm.generate": Case({"prompt": "Write a greeting.", "path": "greeting.txt"}, Say("Hello, world.\n")),
     "llm.generate by schema": Case(
@@ -61,6 +62,12 @@ CASES: Mapping[str, Case] = {
         {"shell": "grep -q Hello greeting.txt", "paths": ["greeting.txt"]},
         Say(payload={"diagnosis": "A letter is missing.", "edits": EDITS}),
         {"greeting.txt": "Helo, world.\n"},
+    ),
+    "llm.analyze": Case(
+        {"changed": ["app.py"]},
+        Say(payload={"summary": "One thing.", "findings": [FINDING], "likely_to_break": []}),
+        {"app.py": "def half(number):\n    return number / 0\n"},
+        changes=False,
     ),
     "llm.document": Case(
         {"paths": ["app.py"]},
