@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
             "qo run tour.json --follow",
             "qo run tour.json --json-stream | jq -c 'select(.event == \"step_finished\") | [.step, .outputs]'",
             "qo run --plan p.plan",
+            "qo run check.json --sarif build/findings.sarif --junit build/tests.xml",
             'qo run tour.json --junit build/run.xml --source "$CI_JOB_URL"',
         ),
     ),

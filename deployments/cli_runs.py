@@ -51,6 +51,7 @@ from quantum_orchestrator.deployments.cli_options import (
     workspace_root,
 )
 from quantum_orchestrator.deployments.junit import write_junit
+from quantum_orchestrator.deployments.sarif import write_sarif
 from quantum_orchestrator.deployments.screen import Screen, plural
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ def run(
     junit: Annotated[
         str | None, Parameter(name="--junit", help="Write the run's end to this file as JUnit XML, a test case a step.")
     ] = None,
+    sarif: Annotated[
+        str | None, Parameter(name="--sarif", help="Write what quality steps have found to this file, as SARIF 2.1.0.")
+    ] = None,
     source: Annotated[str | None, Parameter(help="What the audit is told of where the set comes from.")] = None,
     as_: Annotated[str | None, Parameter(name="--as", show=False, help="The file whose content - is.")] = None,
     run_id: Annotated[str | None, Parameter(name="--run-id", show=False, help="The id of the run.")] = None,
@@ -137,6 +141,7 @@ def run(
         no_cache=no_cache,
         force=force,
         junit=junit,
+        sarif=sarif,
         run_id=run_id,
     )
     talk.screen.note(f"{given.file}: checking")
@@ -181,6 +186,7 @@ class Options:
     no_cache: bool = False
     force: tuple[str, ...] = ()
     junit: str | None = None
+    sarif: str | None = None
     run_id: str | None = None
 
     @property
@@ -398,6 +404,8 @@ class Conductor:
         code = EXIT_CODES.get(report["status"], 1) if exit_code is None else exit_code
         if self.options.junit is not None:
             write_junit(self.options.junit, report)
+        if self.options.sarif is not None:
+            write_sarif(self.options.sarif, report)
         if self.stream is not None:
             self._say_what_is_next(report)  # first, as nobody may read the stream any more
             self.stream.finish(report)

@@ -1,5 +1,7 @@
 """A run as JUnit XML, which CI systems show as tests: one test case a step.
 
+The tests that a `quality.test` has run follow, as a suite of their own.
+
 A step that failed is a failure, one that was skipped is skipped, and so is one that was undone because another failed:
 its effects are not there. What ended the run beside its steps is an error of the suite's own test case. Pure but for
 the file that is written; knows neither the journal nor Prefect.
@@ -8,7 +10,7 @@ the file that is written; knows neither the journal nor Prefect.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -42,6 +44,7 @@ def junit_xml(report: Mapping[str, Any]) -> bytes:
     suite.extend(cases)
     root = ET.Element("testsuites")
     root.append(suite)
+    root.extend(_of_tests(report["set"], step, tests) for step in report["steps"] if (tests := _tests_of(step)))
     ET.indent(root)
     text: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
     return text + b"\n"
@@ -59,6 +62,29 @@ def _case(of: str, step: Mapping[str, Any]) -> ET.Element:
     elif status not in ("succeeded", "reused"):
         ET.SubElement(case, "skipped", message=_text(step.get("reason") or status.replace("_", " ")))
     return case
+
+
+def _tests_of(step: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The tests that a step has run."""
+    said = step.get("outputs") or (step.get("error") or {}).get("details") or {}
+    return said.get("cases") or () if step["op"] == "quality.test" else ()
+
+
+def _of_tests(of: str, step: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) -> ET.Element:
+    """The tests of a step, as a suite of their own."""
+    suite = ET.Element("testsuite", name=_text(f"{of}.{step['id']}"), tests=str(len(tests)))
+    for attribute, outcome in (("failures", "failed"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(attribute, str(sum(each["outcome"] == outcome for each in tests)))
+    suite.set("time", f"{sum(each['seconds'] for each in tests):.3f}")
+    for each in tests:
+        classname, _, name = each["test"].rpartition(".")
+        case = ET.SubElement(suite, "testcase", classname=_text(classname), name=_text(name))
+        case.set("time", str(each["seconds"]))
+        if each["outcome"] != "passed":
+            kind = "failure" if each["outcome"] == "failed" else each["outcome"]
+            ended = ET.SubElement(case, kind, message=_text(each["message"].partition("\n")[0]))
+            ended.text = _text(each["message"])
+    return suite
 
 
 def _of_the_run(report: Mapping[str, Any]) -> ET.Element:

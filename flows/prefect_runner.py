@@ -70,7 +70,7 @@ class PrefectRunner:
         )
         edges = self._edges(after)
         async with contextlib.nullcontext() if reuse else await self._limits(step):
-            state = await run_task(options, attempt, edges)
+            state = await run_task(options, attempt if reuse else partial(self._shown, step, attempt), edges)
         self._note(step.id, Ended(state))
         if state.is_cancelled():
             raise Interrupted
@@ -81,6 +81,16 @@ class PrefectRunner:
         if isinstance(result, BaseException):
             raise result
         outputs: Outputs = result
+        return outputs
+
+    async def _shown(self, step: Step, attempt: Attempt) -> Outputs:
+        """Attempt it, and show in the task run what it says of code, whether it succeeds or fails by that."""
+        try:
+            outputs = await attempt()
+        except OperationError as error:
+            await self._telling.judged(step.instruction.op, step.id, error.details)
+            raise
+        await self._telling.judged(step.instruction.op, step.id, outputs)
         return outputs
 
     async def _limits(self, step: Step) -> AbstractAsyncContextManager[None]:

@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    acreate_table_artifact,
+    aupdate_progress_artifact,
+)
 
-from quantum_orchestrator.flows import report
+from quantum_orchestrator.flows import quality_pages, report
 from quantum_orchestrator.flows.attempts import Observer
 from quantum_orchestrator.flows.engine import Run
 from quantum_orchestrator.flows.results import EventKind, RunEvent, StepStatus
@@ -57,6 +62,16 @@ class Telling:
         except asyncio.CancelledError:  # it has taken so long that the run goes on without it
             self.lose(TimeoutError("it does not hear of what was undone"))
             raise
+
+    async def judged(self, operation: str, step_id: str, said: Mapping[str, Any]) -> None:
+        """What a step says of code: a table of its findings, and a chart of its score."""
+        if not quality_pages.is_shown(operation, said):
+            return
+        if rows := quality_pages.rows(said):
+            key = self._key(f"{step_id} findings")
+            await self.tell(partial(acreate_table_artifact, rows, key=key, description=self._description))
+        if chart := quality_pages.chart(said):
+            await self.page(f"{step_id} score", chart)
 
     async def progress(self, percent: float) -> None:
         """The bar, made when it is first moved."""

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from quantum_orchestrator.blocks.errors import OperationError
 from quantum_orchestrator.blocks.tree import ROOT
+from quantum_orchestrator.tasks import quality_refactor as quality_refactor
 from quantum_orchestrator.tasks import quality_score as quality_score  # declares the rest of the family
 from quantum_orchestrator.tasks import quality_tests as quality_tests
 from quantum_orchestrator.tasks.operation import (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
+import prefect_api as prefect
 import pytest
 from commands import Qo
 
@@ -26,6 +28,20 @@ def test_what_makes_the_code_worse_is_undone(qo: Qo) -> None:
     assert step["error"]["details"]["findings"][0]["rule"] == "F821"
     assert said.json["error"].keys() == {"type", "message", "hint"}
     assert (qo.work / "a.py").read_text() == GOOD
+
+
+def test_findings_are_shown_and_written_for_others(qo: Qo) -> None:
+    (qo.work / "a.py").write_text(GOOD)
+    (qo.work / "test_a.py").write_text("import a\n\n\ndef test_a():\n    assert a.V1 == 1\n")
+    test = {"id": "test", "op": "quality.test", "writes": [], "with": {"argv": ["python", "-m", "pytest", "-q"]}}
+    said = qo("run", qo.set(WORSEN, gate(), {**test, "needs": []}), "--json", "--sarif", "f.sarif", "--junit", "t.xml")
+    said.exits(1)
+    (results,) = [run["results"] for run in json.loads((qo.work / "f.sarif").read_text())["runs"]]
+    assert [each["ruleId"] for each in results] == ["F821"]
+    found = prefect.artifacts(said.json["flow_run_id"])
+    assert json.loads(found["test-gate-findings"]["data"])[0]["rule"] == "F821"
+    assert "# Score 9" in found["test-gate-score"]["data"]
+    assert "F821" in found["test-gate-score"]["data"]
 
 
 def test_a_plan_says_that_the_gate_will_not_be_passed(qo: Qo) -> None:

@@ -415,7 +415,6 @@ def test_a_set_needs_a_name_and_instructions(missing: str) -> None:
     [
         ("file.wirte", "did you mean 'file.write'?"),
         ("llm.plan", "this version does not have it yet"),
-        ("quality.refactor", "this version does not have it yet"),
         ("zzzzzzzzz", "`qo ops` lists the operations"),
     ],
 )
