@@ -26,6 +26,9 @@ from quantum_orchestrator.blocks.errors import BadAnswer, InvalidInput, ModelErr
 
 OFFLINE = "offline"
 ANTHROPIC = "anthropic"
+OLLAMA = "ollama"
+DEFAULT_OLLAMA = "http://localhost:11434"
+"""Where Ollama listens unless it is told otherwise."""
 OVERHEAD_TOKENS = 1_000
 """What a server may add to a question of its own accord, for tools for instance."""
 MODEL, BLOCK, PRICES = "QO_MODEL", "QO_MODEL_BLOCK", "QO_MODEL_PRICES"
@@ -103,7 +106,8 @@ class Question:
         """The same for the same question to the same model."""
         tool = None if self.tool is None else [self.tool.name, self.tool.description, self.tool.schema]
         turns = [[each.role, each.text] for each in self.messages]
-        asked = [settings.provider, settings.model, settings.base_url, self.system, turns, tool, self.max_tokens]
+        to = [settings.provider, settings.model, settings.base_url, *([settings.options] if settings.options else [])]
+        asked = [*to, self.system, turns, tool, self.max_tokens]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -289,6 +293,8 @@ class ModelSettings:
     hosted: bool | None = None
     """Whether the server knows strict tools and prompt caching; None: if it is the provider's own."""
     uses_proxies: bool = True
+    options: JsonObject = field(default_factory=dict)
+    """What Ollama's own protocol calls so."""
 
     @property
     def knows_everything(self) -> bool:
@@ -344,12 +350,16 @@ class Choice:
     """`offline`, or the name of a Model block."""
     model: str | None = None
     base_url: str | None = None
+    protocol: Literal["messages", "ollama"] = "messages"
+    options: JsonObject = field(default_factory=dict)
 
     def of(self, settings: ModelSettings, given_secrets: Mapping[str, str]) -> ModelSettings:
         """The settings with what the step says. An address that a set names never gets the machine's credentials, only
         secrets that the step itself was given."""
         key, token = (given_secrets.get(f"ANTHROPIC_{each}", "") for each in ("API_KEY", "AUTH_TOKEN"))
-        if self.base_url is not None:
+        if self.protocol == OLLAMA:
+            settings = ModelSettings(OLLAMA, "", self.base_url, timeout=settings.timeout, options=self.options)
+        elif self.base_url is not None:
             settings = replace(
                 settings,
                 provider=ANTHROPIC,
@@ -398,7 +408,12 @@ def provider_of(settings: ModelSettings) -> Provider:
         from quantum_orchestrator.blocks.anthropic_provider import AnthropicProvider
 
         return AnthropicProvider()
-    raise InvalidInput(f"there is no provider {settings.provider!r}", hint=f"known: {ANTHROPIC}, {OFFLINE}")
+    if settings.provider == OLLAMA:
+        from quantum_orchestrator.blocks.ollama_provider import OllamaProvider
+
+        return OllamaProvider()
+    hint = f"known: {ANTHROPIC}, {OLLAMA}, {OFFLINE}"
+    raise InvalidInput(f"there is no provider {settings.provider!r}", hint=hint)
 
 
 def offline_answer(question: Question) -> Answer:

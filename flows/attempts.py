@@ -273,6 +273,7 @@ class Attempts:
             cancel=token,
             log=lambda line: self._observe(RunEvent(EventKind.LOG, step.id, instruction.op, line)),
             before_run=partial(self._workspace.before_run, self._run_id),
+            trusted=document.trust is Trust.TRUSTED,
             root=self._workspace.root,
             models=self._models(step, secrets, token) if asks_model else None,
             policy=policy,

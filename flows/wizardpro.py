@@ -199,12 +199,20 @@ def _committed(outputs: Outputs, _done: str) -> object:
     return f"Committed {commit}." if commit else "Nothing to commit."
 
 
+def _answered(outputs: Outputs, done: str) -> object:
+    """The answer, unless it is in a file."""
+    written = outputs["generate"]["sha256"]
+    return done if written else outputs["generate"]["text"]
+
+
 PAYLOADS: Mapping[str, Callable[[Outputs, str], object]] = {
     "ECHO": _message,
     "RUN_SCRIPT": _script,
     "LINT_FORMAT_FILE": _linted,
     "GIT_ADD": _added,
     "GIT_COMMIT": _committed,
+    "CALL_LOCAL_LLM": _answered,
+    "DIAGNOSE_ERROR": lambda outputs, _: dict(outputs["diagnose"]),
     "READ_FILE_TO_VAR": lambda outputs, _: outputs["read"]["content"],
     "LIST_DIRECTORY_TO_VAR": lambda outputs, _: outputs["list"]["paths"],
     "CHECK_PATH_EXISTS": lambda outputs, _: outputs["test"]["exit_code"] == 0,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -283,6 +284,15 @@ class Fields:
             raise ActionRefused(f"{self.type}: {name!r} is a number of seconds, not {shown(str(value))}")
         return float(value)
 
+    def mapping(self, name: str) -> Json:
+        """An object, as it is. Raises ActionRefused for anything else."""
+        value = self.raw.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise ActionRefused(f"{self.type}: {name!r} is not an object")
+        return {str(key): escaped(each) if isinstance(each, str) else each for key, each in value.items()}
+
     def content(self) -> dict[str, str]:
         """`content` or `content_base64`, whichever is there; the bytes count where both are. Raises ActionRefused."""
         if self.raw.get("content_base64") is None:
@@ -474,8 +484,35 @@ def _git_commit(action: Fields) -> Translation:
     return Translation([Draft("commit", "git.commit", parameters)], "Committed.")
 
 
-def _no_model(action: Fields) -> Translation:
-    raise ActionRefused(f"{action.type} needs a language model, and this version has no operations that call one")
+def _call_model(action: Fields) -> Translation:
+    """A question to a model. Where the action names a server, it is one that speaks Ollama's own protocol."""
+    parameters: Json = {"prompt": action.text("prompt").expression}
+    if action.raw.get("model") is not None:
+        parameters["model"] = action.text("model").expression
+    if action.raw.get("api_endpoint_base") is not None:
+        base = action.text("api_endpoint_base").expression
+        parameters |= {"protocol": "ollama", "base_url": base, "options": action.mapping("options")}
+    done = "The model has answered."
+    if action.raw.get("output_path") is not None:
+        path = action.path("output_path")
+        parameters["path"] = path.expression
+        done = f"The model's answer is in '{path.shown}'."
+    return Translation([Draft("generate", "llm.generate", parameters)], done)
+
+
+def _diagnose(action: Fields) -> Translation:
+    """The parts of what failed, as one text: what it wrote to standard error counts first."""
+    said = [action.text(name, "") for name in ("stderr", "stdout")]
+    parts = [part for text in said if text.parts not in ((), ("",)) for part in ("\n", *text.parts)][1:]
+    context = action.raw.get("context")
+    about = action.names.fill(context if isinstance(context, str) else json.dumps(context)) if context else Filled(())
+    failure = Filled(tuple(parts)) if parts else Filled(("it said nothing",))
+    parameters = {
+        "failure": failure.expression,
+        "command": action.text("failed_command", "").expression,
+        "about": about.expression,
+    }
+    return Translation([Draft("diagnose", "llm.diagnose", parameters)], "Diagnosed.")
 
 
 def _approval(word: str, question: Filled, signoff: str) -> Draft:
@@ -537,8 +574,8 @@ TRANSLATORS: Mapping[str, Callable[[Fields], Translation]] = {
     "LINT_FORMAT_FILE": _lint_format,
     "GIT_ADD": _git_add,
     "GIT_COMMIT": _git_commit,
-    "CALL_LOCAL_LLM": _no_model,
-    "DIAGNOSE_ERROR": _no_model,
+    "CALL_LOCAL_LLM": _call_model,
+    "DIAGNOSE_ERROR": _diagnose,
     "REQUEST_SIGNOFF": _request_signoff,
     "RESPOND_TO_SIGNOFF": _respond_to_signoff,
     "READ_FILE_TO_VAR": _read,

@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from quantum_orchestrator.blocks.errors import BadAnswer, ModelError, OfflineCannot, OperationError
 from quantum_orchestrator.blocks.model import CONFIGURE, Answer, Question, Tool
 from quantum_orchestrator.blocks.model_session import Models
-from quantum_orchestrator.blocks.tree import ROOT, Kind
+from quantum_orchestrator.blocks.tree import ROOT
+from quantum_orchestrator.tasks.diagnosis import Diagnosis, diagnosed, failures_of
 from quantum_orchestrator.tasks.editing import (
     EDITS_SCHEMA,
     RULES,
@@ -34,7 +35,7 @@ from quantum_orchestrator.tasks.editing import (
     told_of,
     write,
 )
-from quantum_orchestrator.tasks.failures import Failure, failed_tests, failures_in
+from quantum_orchestrator.tasks.failures import Failure
 from quantum_orchestrator.tasks.model_common import ModelOutputs, ModelParameters, models_of
 from quantum_orchestrator.tasks.operation import (
     EVERYTHING,
@@ -43,7 +44,6 @@ from quantum_orchestrator.tasks.operation import (
     Effects,
     FolderPath,
     Operation,
-    Outputs,
     Reach,
     operation,
 )
@@ -87,20 +87,6 @@ class FixParameters(ModelParameters):
         if sum(each is not None for each in (self.argv, self.shell, self.failure)) != 1:
             raise ValueError("give one of 'argv', 'shell' and 'failure'")
         return self
-
-
-class Diagnosis(Outputs):
-    """Why something failed, as far as that can be told."""
-
-    cause: str = Field(description="What was said of it.")
-    path: str | None = Field(None, description="The file of the workspace in which it went wrong, if that is known.")
-    line: int | None = Field(None, description="The line in it, counted from 1.")
-    explanation: str = Field("", description="What a model, or a rule, takes to be the reason.")
-    tests: list[str] = Field([], description="The tests that failed, as pytest names them.")
-
-    def __str__(self) -> str:
-        where = f"{self.path}:{self.line}: " if self.path else ""
-        return f"{where}{self.cause}" + (f" ({self.explanation})" if self.explanation else "")
 
 
 class FixOutputs(ModelOutputs):
@@ -311,31 +297,10 @@ class _Repair:
 
     def failures(self, output: str) -> list[Failure]:
         """What the output tells of."""
-        return failures_in(output, self._path_of)
-
-    def _path_of(self, name: str) -> str | None:
-        """The path in the workspace that a name in an output means."""
-        root, cwd = str(self.context.root or ""), self.parameters.cwd
-        relative = name.removeprefix(f"{root}/") if root else name
-        for path in (relative, f"{cwd}/{relative}" if cwd != ROOT else relative):
-            path = path.removeprefix("./")
-            try:
-                if self.context.files.kind(path) is Kind.FILE:
-                    return path
-            except OperationError:
-                continue
-        return None
+        return failures_of(self.context, self.parameters.cwd, output)
 
     def _diagnosed(self, output: str) -> Diagnosis:
-        failures, tests = self.failures(output), failed_tests(output)
-        if not failures:
-            return Diagnosis(cause=_last_line(output), tests=tests)
-        first = failures[0]
-        said = f"{first.kind}: {first.message}" if first.kind and first.message else first.kind or first.message
-        place = first.place
-        return Diagnosis(
-            cause=said, path=place.path if place else None, line=place.line if place else None, tests=tests
-        )
+        return diagnosed(self.failures(output), output)
 
     def _unrepaired(self) -> OperationError:
         tried = "one answer was" if self.asked == 1 else f"{self.asked} answers were"
@@ -355,11 +320,6 @@ class _Repair:
 
 def _shown_output(output: str) -> str:
     return f"<output>\n{most_of(output, MOST_OUTPUT)}\n</output>"
-
-
-def _last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "it said nothing"
 
 
 def _failing(output: str) -> int | None:

@@ -213,6 +213,8 @@ class Context:
     """To be called when it is certain that this try, although it failed, has changed nothing outside."""
     before_run: Callable[[Sequence[str]], Tree] | None = None
     """What was at and below these paths before the run began; None where an operation is called on its own."""
+    trusted: bool = False
+    """Whether the set that the step belongs to is trusted."""
     root: Path | None = None
     models: Models | None = None
     policy: Policy | None = None

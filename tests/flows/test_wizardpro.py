@@ -264,8 +264,12 @@ def test_bytes_count_where_there_is_text_as_well() -> None:
         ({"type": "RUN_FORMATTER", "path": "a.py", "formatter": "yapf"}, "known are 'black' and 'ruff'"),
         ({"type": "APPLY_PATCH", "path": "a", "patch_content": "text"}, "has no hunk"),
         ({"type": "READ_FILE_TO_VAR", "path": "a", "var": "{x}"}, "the name of a variable"),
-        ({"type": "CALL_LOCAL_LLM", "prompt": "x"}, "needs a language model"),
-        ({"type": "DIAGNOSE_ERROR"}, "needs a language model"),
+        ({"type": "CALL_LOCAL_LLM"}, "CALL_LOCAL_LLM needs the field 'prompt'"),
+        ({"type": "CALL_LOCAL_LLM", "prompt": "x", "output_path": "../x"}, "leads out of the workspace"),
+        (
+            {"type": "CALL_LOCAL_LLM", "prompt": "x", "api_endpoint_base": "u", "options": 1},
+            "'options' is not an object",
+        ),
     ],
 )
 def test_what_cannot_be_translated_fails_with_the_reason(action: object, reason: str) -> None:
@@ -293,6 +297,55 @@ def test_a_bare_name_is_a_script_if_there_is_one(found: str, program: str) -> No
     instructions = translated({"type": "RUN_SCRIPT", "script_path": "git", "args": ["status"]})
     run = next(each for each in instructions if each["id"] == "1-run")
     assert meant(run["with"]["argv"], {"1-look": {"outputs": {"stdout": found}}}) == [program, "status"]
+
+
+def test_a_question_goes_to_the_server_that_the_action_names_in_its_own_protocol() -> None:
+    (instruction,) = translated(
+        {
+            "type": "CALL_LOCAL_LLM",
+            "prompt": "Explain ${{ x }} and {{name}}.",
+            "model": "llama3",
+            "api_endpoint_base": "http://localhost:11434",
+            "options": {"temperature": 0.1, "stop": "${{"},
+            "output_path": "./out/answer.md",
+        },
+        values={"name": "y"},
+    )
+    assert instruction["op"] == "llm.generate"
+    assert meant(instruction["with"]) == {
+        "prompt": "Explain ${{ x }} and y.",
+        "model": "llama3",
+        "protocol": "ollama",
+        "base_url": "http://localhost:11434",
+        "options": {"temperature": 0.1, "stop": "${{"},
+        "path": "out/answer.md",
+    }
+
+
+def test_a_question_without_a_server_goes_to_the_model_that_is_configured() -> None:
+    (instruction,) = translated({"type": "CALL_LOCAL_LLM", "prompt": "x", "model": None, "options": {"a": 1}})
+    assert instruction["with"] == {"prompt": "x"}
+
+
+def test_a_failure_is_diagnosed_from_what_was_said_of_it() -> None:
+    (instruction,) = translated(
+        {
+            "type": "DIAGNOSE_ERROR",
+            "failed_command": "python x.py",
+            "stdout": "started",
+            "stderr": "NameError: ${{ z }}",
+            "context": {"branch": "main"},
+            "history_lookback": 3,
+        }
+    )
+    assert instruction["op"] == "llm.diagnose"
+    assert meant(instruction["with"]) == {
+        "failure": "NameError: ${{ z }}\nstarted",
+        "command": "python x.py",
+        "about": '{"branch": "main"}',
+    }
+    (silent,) = translated({"type": "DIAGNOSE_ERROR", "failed_command": "false"})
+    assert meant(silent["with"]) == {"failure": "it said nothing", "command": "false", "about": ""}
 
 
 HUNK = "@@ -1 +1 @@\n-one\n+two\n"

@@ -74,6 +74,11 @@ CASES: Mapping[str, Case] = {
         Say(payload={"docstrings": [{"name": "double", "text": "Twice the number."}]}),
         {"app.py": '"""Numbers."""\n\n\ndef double(number: int) -> int:\n    return 2 * number\n'},
     ),
+    "llm.diagnose": Case(
+        {"failure": "make: *** [all] Error 2"},
+        Say(payload={"explanation": "A target cannot be made.", "advice": "Read what came before."}),
+        changes=False,
+    ),
 }
 """By the operation's name, with what is special about it behind a blank."""
 
