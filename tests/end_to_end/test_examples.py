@@ -274,6 +274,7 @@ EXAMPLES: dict[str, Example] = {
     "rollback.json": Example(nothing_has_changed, code=1, status="rolled_back"),
     "scripts.json": Example(scripts_have_run, whole=True),
     "tour.json": Example(package_is_committed, workspace=False, whole=True),
+    "older/diagnose.json": Example(nothing_is_left),
     "older/echo.json": Example(nothing_is_left),
     "older/files.json": Example(leaves({"notes/a.txt": "first\nsecond\nthird", "notes/b.txt": "plain text\n"})),
     "older/git.json": Example(it_is_committed, repository=True, whole=True),
