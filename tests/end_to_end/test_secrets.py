@@ -11,14 +11,22 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import sqlite3
-from collections.abc import Iterator
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from commands import GONE, Qo, script
+
+from quantum_orchestrator.blocks.home import home as state_home
+from quantum_orchestrator.tasks import registry
 
 pytestmark = pytest.mark.slow
 
@@ -58,21 +66,23 @@ def forms(value: str) -> list[bytes]:
     return [raw, *shifted, quote(value, safe="").encode()]
 
 
-def found_in(home: Path, value: str) -> set[str]:
-    """Names of the files below the state folder that have it."""
+def found_in(home: Path, value: str, *, contents: bool = True) -> set[str]:
+    """Names of the files below the state folder that have it; without `contents`, other than as that of a file."""
     return {
         file.relative_to(home).as_posix()
         for file in home.rglob("*")
-        if file.is_file() and any(form in text for text in texts(file) for form in forms(value))
+        if file.is_file() and any(form in text for text in texts(file, contents=contents) for form in forms(value))
     }
 
 
-def texts(file: Path) -> Iterator[bytes]:
-    yield file.read_bytes()
+def texts(file: Path, *, contents: bool) -> Iterator[bytes]:
+    if contents or not (file.name.startswith("journal.db") or file.parent.name == "contents"):
+        yield file.read_bytes()
     if file.suffix == ".db":
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
             database.text_factory = bytes
-            for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for (table,) in (each for each in tables if contents or each != (b"contents",)):
                 for row in database.execute(f'SELECT * FROM "{table.decode()}"'):
                     yield b"\x00".join(each for each in row if isinstance(each, bytes))
 
@@ -111,3 +121,151 @@ def test_it_is_nowhere(qo: Qo, token: str) -> None:
     kinds = {name.split("/")[0] for name in found_in(home, WORD)}
     assert kinds >= {"server", "workspaces", "prefect-client"}
     assert found_in(home, SECRET) == set()
+
+
+# Every operation.
+
+LEAK = r"""
+import base64, json, os, pathlib, sys, urllib.parse
+values = [os.environ["VALUE"], os.environ[sys.argv[1]]]
+forms = [(each, base64.b64encode(each.encode()).decode(), urllib.parse.quote(each, safe="")) for each in values]
+text = "\n".join(" ".join(each) for each in forms) + "\n"
+write = lambda name, content: pathlib.Path(name).write_text(content)
+write("leak.txt", text)
+write("leak.py", f"import os\nfrom x import *\nvalues = {values!r}\nprint({values[0]!r}, {values[1]!r} % undefined)\n")
+write("leak.json", json.dumps({"one": values[0], "other": values[1], "bad": 1})[:-1])
+write("leak.j2", "".join("{{ missing" + each.replace("{", "") + "}}\n" for each in values))
+"""
+REVEAL = ["python3", "-c", "import pathlib; raise SystemExit(pathlib.Path('leak.txt').read_text())"]
+BAD_PATCH = "--- a/leak.txt\n+++ b/leak.txt\n@@ -1,1 +1,1 @@\n-something else\n+new\n"
+READ = "${{ steps.file-read.outputs.content }}"
+GREETING = {"version": 1, "name": "inner", "inputs": {"text": {"type": "string"}}}
+
+
+def inner(op: str, **parameters: object) -> dict[str, object]:
+    return {**GREETING, "instructions": [{"id": "inner", "op": op, "with": parameters}]}
+
+
+def operations(url: str, remote: str) -> dict[str, Mapping[str, object]]:
+    """For every operation, a `with` by which it comes upon the values, in as bad a way as it can."""
+    return {
+        "file.read": {"path": "leak.txt"},
+        "approval": {"message": READ},
+        "assert": {"that": False, "message": READ},
+        "call": {"set": inner("echo", message="${{ inputs.text }}"), "inputs": {"text": READ}},
+        "checkpoint": {"name": "half"},
+        "echo": {"message": READ},
+        "file.append": {"path": "appended.txt", "content": READ},
+        "file.chmod": {"path": "leak.txt", "mode": "0600"},
+        "file.copy": {"source": "leak.txt", "destination": "copied.txt"},
+        "file.delete": {"path": "leak.txt/below"},
+        "file.edit": {"path": "leak.txt", "edits": [{"find": READ, "replace": "x"}]},
+        "file.list": {"path": "."},
+        "file.mkdir": {"path": "leak.txt/below"},
+        "file.move": {"source": "copied.txt", "destination": "moved.txt"},
+        "file.patch": {"patch": BAD_PATCH},
+        "file.render": {"template": "leak.j2", "path": "rendered.txt", "values": {}},
+        "file.set": {"path": "leak.json", "pointer": "/one", "value": 1},
+        "file.write": {"path": "written.txt", "content": READ},
+        "git.add": {"paths": ["leak.txt"]},
+        "git.branch": {"name": "topic"},
+        "git.checkout": {"ref": "nowhere"},
+        "git.clone": {"url": remote, "path": "cloned"},
+        "git.commit": {"message": READ, "all": True, "author": {"name": "Ada", "email": "ada@example.org"}},
+        "git.diff": {"ref": "HEAD~1"},
+        "git.fetch": {"remote": remote},
+        "git.init": {},
+        "git.log": {},
+        "git.merge": {"ref": "nowhere"},
+        "git.push": {"remote": remote, "refspec": "main"},
+        "git.revert": {"commit": "HEAD~5"},
+        "git.status": {},
+        "git.tag": {"name": "v1", "message": READ},
+        "http.request": {"url": url, "method": "POST", "body": READ, "expect_status": 500},
+        "llm.edit": {"instruction": READ, "paths": ["leak.py"]},
+        "llm.fix": {"argv": REVEAL, "paths": ["leak.py"]},
+        "quality.format": {"paths": ["leak.py"]},
+        "quality.gate": {"paths": ["leak.py"], "min": 100},
+        "quality.lint": {"paths": ["leak.py"]},
+        "quality.score": {"paths": ["leak.py"]},
+        "quality.test": {"argv": REVEAL},
+        "script.run": {"argv": REVEAL},
+        "wait": {"seconds": 0},
+    }
+
+
+TELLING = {"file.read", "git.diff", "git.log", "http.request", "quality.test", "script.run"}
+"""Those of them whose record would have the value, were it not masked; the test is not to prove nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The address of one that answers with the values."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            answer = f"{WORD}\n{SECRET}\n".encode()
+            self.send_response(500, "Because")
+            self.send_header("content-type", "text/plain; charset=utf-8")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}/"
+        listening.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def policy() -> Iterator[None]:
+    place = state_home() / "policy.toml"
+    place.write_text('[http]\nhosts = ["127.0.0.1"]\n[git]\nprotocols = ["file"]\n')
+    yield
+    place.unlink()
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "init.defaultBranch=main")
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def a_step(op: str, parameters: Mapping[str, object], token: str) -> dict[str, Any]:
+    step = {"id": op.replace(".", "-"), "op": op, "with": parameters, "on_error": "continue"}
+    return step if op in ("call", "checkpoint", "approval") else {**step, "secrets": [token]}
+
+
+@pytest.mark.usefixtures("policy")
+def test_it_is_nowhere_whichever_operation_comes_upon_it(qo: Qo, token: str, server: str) -> None:
+    """In the workspace it is: a script has written it there. The contents that the journal keeps are not searched."""
+    git(qo.work, "init", "-q")
+    (qo.work / "leak.txt").write_text("before\n")
+    git(qo.work, "add", ".")
+    git(qo.work, "commit", "-qm", f"{WORD} and {SECRET}")
+    git(qo.folder, "clone", "-q", "--bare", "work", "remote")
+    rows = operations(server, f"file://{qo.folder}/remote")
+    missing = set(registry.every()) - set(rows)
+    assert not missing, f"say in `operations` how these may come upon a secret: {missing}"
+    (qo.folder / "leak.py").write_text(LEAK)
+    leak = {"id": "leak", "op": "script.run", "secrets": [token], "with": {}}
+    leak["with"] = {"argv": ["python3", "../leak.py", token], "env": {"VALUE": WORD}}
+    steps = [leak, *(a_step(op, parameters, token) for op, parameters in rows.items() if op != "file.read")]
+    steps.insert(1, a_step("file.read", rows["file.read"], token))
+    file = qo.set(*steps, secrets=[token], order="sequential")
+    ran = qo("-v", "run", file, "--json", "--yes")
+    document = ran.json
+    assert ran.code == 0, json.dumps(document["error"])
+    assert {step["op"] for step in document["steps"]} >= set(rows) - {"call"}  # of that, its inner steps
+    seen = "".join(each.out + each.err for each in (ran, qo("show"), qo("logs"), qo("status", "--json"))).encode()
+    assert [form for form in forms(SECRET) if form in seen] == []
+    told = {
+        step["op"] for step in document["steps"] if WORD in json.dumps(step, ensure_ascii=False).replace('\\"', '"')
+    }
+    assert told >= TELLING
+    home = Path(os.environ["QO_HOME"])
+    assert {name.split("/")[0] for name in found_in(home, WORD, contents=False)} >= {"server", "workspaces"}
+    assert found_in(home, SECRET, contents=False) == set()
