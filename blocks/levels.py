@@ -162,12 +162,14 @@ def _tried(bwrap: Path, view: View) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What to execute. `boxed`: it only keeps the program. `ruleset` is a descriptor that the program is bound by."""
+    """What to execute. `boxed`: it only keeps the program that is meant, which messages name as `called`. `ruleset` is
+    a descriptor that the program is bound by."""
 
     program: str
     argv: list[str]
     env: dict[str, str]
     boxed: bool = False
+    called: str = ""
     ruleset: int | None = None
 
 
@@ -178,7 +180,7 @@ def prepared(level: Level, argv: Sequence[str], env: dict[str, str], view: View)
     bwrap = bubblewrap.executable() if level >= Level.BUBBLEWRAP else None
     if bwrap is not None:
         inside = bubblewrap.boxed(bwrap, _find_inside(view, argv, path), argv, view, env)
-        yield Start(str(bwrap), inside.argv, inside.env, boxed=True)
+        yield Start(str(bwrap), inside.argv, inside.env, boxed=True, called=argv[0])
     elif level == Level.LANDLOCK:
         with _bound(view) as (ruleset, own):
             program = find_program(argv, path, view.cwd)

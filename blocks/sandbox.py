@@ -204,6 +204,7 @@ class Processes:
     ) -> int:
         """The exit code."""
         request: Request = {
+            "called": start.called or start.argv[0],
             "program": start.program,
             "argv": start.argv,
             "cwd": str(cwd),
@@ -419,7 +420,7 @@ class _Attendance:
 
     @property
     def _name(self) -> str:
-        return repr(self._request["argv"][0])
+        return repr(self._request["called"])
 
 
 class _Output:
@@ -678,7 +679,7 @@ _WHY_NOT_STARTED = {
 
 
 def _not_started(request: Request, stage: str, number: int) -> OperationError:
-    name = repr(request["argv"][0])
+    name = repr(request["called"])
     if stage == "chdir":
         return OperationError(f"{name} cannot run in {request['cwd']}: {os.strerror(number)}")
     reason, hint = _WHY_NOT_STARTED.get(number, (f"{os.strerror(number)} ({stage})", ""))
@@ -687,6 +688,6 @@ def _not_started(request: Request, stage: str, number: int) -> OperationError:
 
 def _supervisor_lost(request: Request) -> OperationError:
     return OperationError(
-        f"the process that keeps {request['argv'][0]!r} was ended from outside; what was left of the program was too",
+        f"the process that keeps {request['called']!r} was ended from outside; what was left of the program was too",
         hint="look for the kernel's out-of-memory messages, and for a program that ends others; then run it again",
     )

@@ -85,6 +85,8 @@ class Request(TypedDict):
     The limits `processes` and `file_bytes` are those of the first request for all that one supervisor attends to.
     """
 
+    called: str
+    """What messages call the program that is meant."""
     program: str
     argv: list[str]
     cwd: str

@@ -104,6 +104,8 @@ def gc(
         root = existing_root(workspace)
         refuse_own_run(root)
         cleared = [work.at(root)]
+    if not dry_run:
+        _clear_temporary_folders()
     if json_:
         talk.screen.document(_document(cleared, dry_run=dry_run))
     else:
@@ -112,6 +114,15 @@ def gc(
         if each.error is not None:
             talk.screen.error(each.error)
     return max((each.error.exit_code for each in cleared if each.error is not None), default=0)
+
+
+def _clear_temporary_folders() -> None:
+    """Those of scripts whose engines were killed, of whichever workspace."""
+    import tempfile
+
+    from quantum_orchestrator.blocks.script_folders import TEMPORARY, remove_abandoned
+
+    remove_abandoned(Path(tempfile.gettempdir()), TEMPORARY)
 
 
 def _progress(screen: Screen) -> Screen | None:

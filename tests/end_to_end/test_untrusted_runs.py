@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import NOTE, Qo, script
+from commands import NOTE, Qo, Running, eventually, script
 from without_prefect import alone, whole
 
 from quantum_orchestrator.blocks.home import home
@@ -72,3 +74,56 @@ def test_nothing_of_one_that_fails_was_ever_in_the_workspace(qo: Qo, policy: Pat
     failed = qo("run", qo.set(script("echo x > new; exit 1")), "--json").exits(1 if BEST is Level.OVERLAY else 3).json
     assert failed["status"] == ("rolled_back" if BEST is Level.OVERLAY else "invalid")
     assert qo.work.stat().st_mtime_ns == before
+
+
+def begun(qo: Qo, text: str, *options: str) -> Running:
+    """A run whose only script has come to its end but for a long sleep."""
+    return qo.begins("run", qo.set(script(f"{text}; echo x > begun; exec sleep 345")), *options)
+
+
+def killed(running: Running, begun: Callable[[], bool]) -> None:
+    eventually(begun)
+    running.signal(signal.SIGKILL).ended()
+    eventually(lambda: not sleeping())
+
+
+def sleeping() -> list[str]:
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [str(place)] if place.read_bytes() == b"sleep\x00345\x00" else []
+    return found
+
+
+def layers() -> list[Path]:
+    return [*home().glob("workspaces/*/layer-*")]
+
+
+@pytest.mark.skipif(bool(why_not(Level.OVERLAY)), reason=why_not(Level.OVERLAY))
+def test_an_engine_that_is_killed_leaves_no_process_and_its_layer_goes_with_the_rollback(qo: Qo) -> None:
+    running = begun(qo, "mkdir -p made/shut; chmod 0 made/shut", "--untrusted")
+    killed(running, lambda: any((each / "upper/begun").exists() for each in layers()))
+    assert qo.files == {}
+    assert layers() != []
+    qo("rollback").exits(0)
+    assert (qo.files, layers()) == ({}, [])
+
+
+@pytest.mark.skipif(bool(why_not(Level.OVERLAY)), reason=why_not(Level.OVERLAY))
+def test_or_with_the_garbage(qo: Qo) -> None:
+    running = begun(qo, "true", "--untrusted")
+    killed(running, lambda: any((each / "upper/begun").exists() for each in layers()))
+    qo("gc").exits(0).prints("1 crash leftover")
+    assert layers() == []
+
+
+@pytest.mark.skipif(bool(why_not(Level.LANDLOCK)), reason=why_not(Level.LANDLOCK))
+def test_what_a_killed_engine_left_of_a_temporary_folder_goes_too(qo: Qo, policy: Path) -> None:
+    policy.write_text("[sandbox]\nrequire = 2\n")
+    running = begun(qo, 'echo "$TMPDIR" > place')
+    killed(running, (qo.work / "begun").exists)
+    place = Path((qo.work / "place").read_text().strip())
+    assert place.name.startswith("qo-script-")
+    assert place.is_dir()
+    qo("gc").exits(0)
+    assert not place.exists()
