@@ -211,6 +211,13 @@ def package_is_committed(ran: Ran) -> None:
     assert (again["status"], again["diff"]["files"]) == ("committed", 0)
 
 
+def models_have_answered(ran: Ran) -> None:
+    assert json.loads(ran.files["limits.json"]) == {"seconds": 30, "retries": 2}
+    assert ran.says() == "shop/prices.py:2: Undefined name `rate`; run tests/test_cart.py; 30 s"
+    assert ran.document["models"]["calls"] == 0
+    assert ran.document["models"]["budget"] == {"calls": 6, "tokens": 100_000, "time": "5m"}
+
+
 def it_is_committed(ran: Ran) -> None:
     assert git(ran.root, "log", "--format=%s") == "Add x"
     assert git(ran.root, "show", "HEAD:x.py") == "x = 1"
@@ -269,6 +276,7 @@ EXAMPLES: dict[str, Example] = {
     "inputs.json": Example(inputs_keep_their_types, inputs=("project=shop", "replicas=3")),
     "invalid.json": Example(every_mistake_is_told, code=3, status="invalid"),
     "quality.json": Example(code_is_better),
+    "models.json": Example(models_have_answered),
     "repair.json": Example(what_failed_is_repaired),
     "cache.json": Example(the_second_run_does_what_has_changed),
     "rollback.json": Example(nothing_has_changed, code=1, status="rolled_back"),
