@@ -249,7 +249,7 @@ def processes_with(variable: str) -> list[int]:
     return found
 
 
-def left_running(variable: str, within: float = 5.0) -> list[str]:
+def left_running(variable: str, within: float = 15.0) -> list[str]:
     """The command lines of those processes that do not end within so many seconds; they are ended then."""
     deadline = time.monotonic() + within
     while (left := processes_with(variable)) and time.monotonic() < deadline:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,15 +26,20 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "QO_", "GIT_", "ANTHROPIC_"))]:
     del os.environ[_name]
 
-
 MOST_WORKERS = 4
 """Each has a Prefect server of its own, which takes some 250 MB."""
+IN_MEMORY = Path("/dev/shm")
+ROOM = 2 * 2**30
+"""All workers together leave a tenth of it."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Several for the whole suite; none for what the command line names, as one process starts faster."""
+    """One more than processors for the whole suite, as tests wait: for the disk, for servers, for what they start.
+
+    None for what the command line names: one process starts faster.
+    """
     named = config.args_source is pytest.Config.ArgsSource.ARGS
-    return 0 if named else min(os.cpu_count() or 1, MOST_WORKERS)
+    return 0 if named else min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -47,20 +56,53 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def state_folder_for(home: Path) -> Path:
+    """In memory, if there is room: a run waits for the disk of its journal a dozen times, and a server all the time.
+
+    What a disk has after a power cut is tested in `tests/crash/`, on disks of its own.
+    """
+    try:
+        room = shutil.disk_usage(IN_MEMORY).free
+    except OSError:
+        room = 0
+    return Path(tempfile.mkdtemp(prefix="qo-tests-", dir=IN_MEMORY)) if room > ROOM else home / "qo"
+
+
+SWEEP = """
+cat
+for file in $(grep -lzxF "HOME=$1" /proc/[0-9]*/environ 2>/dev/null); do
+  pid=${file#/proc/}
+  kill -9 "${pid%/environ}" 2>/dev/null
+done
+rm -rf "$2"
+"""
+"""Ends the processes of a home and removes its state, once its standard input ends: with whoever holds that."""
+
+
+@contextlib.contextmanager
+def swept(home: Path, state_folder: Path) -> Iterator[None]:
+    """Nothing outlives these tests, not even if their process is killed."""
+    command = ["sh", "-c", SWEEP, "sh", str(home), str(state_folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as sweeper:
+        yield
+        assert sweeper.stdin is not None
+        sweeper.stdin.close()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home with a git identity, and a state folder in it. What runs there at the end is ended, and a fault."""
     home = tmp_path_factory.mktemp("home")
+    state_folder = state_folder_for(home)
     (home / ".gitconfig").write_text("[user]\n\tname = Ada Test\n\temail = ada@example.org\n")
-    with pytest.MonkeyPatch.context() as patch:
+    with swept(home, state_folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
-        patch.setenv("QO_HOME", str(home / "qo"))
+        patch.setenv("QO_HOME", str(state_folder))
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         patch.setenv("QO_SERVICE", "off")  # what no test has asked for would outlive it
         yield home
-    left = left_running(f"HOME={home}")
-    assert not left, f"left running, and ended now: {left}"
+        assert (left := left_running(f"HOME={home}")) == [], f"left running, and ended now: {left}"
 
 
 @pytest.fixture

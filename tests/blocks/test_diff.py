@@ -111,7 +111,7 @@ def without_clashes(tree: Files) -> Files:
 trees = st.dictionaries(paths, files, max_size=6).map(without_clashes)
 
 
-@settings(max_examples=ordinarily(60, nightly=250), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=ordinarily(40, nightly=250), deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=trees, after=trees, context=st.sampled_from([1, 3]))
 def test_git_applies_any_patch_and_takes_it_back(before: Files, after: Files, context: int) -> None:
     if patch_between(before, after) == "":
@@ -129,7 +129,7 @@ alike = st.sampled_from(
 moving_trees = st.dictionaries(paths, st.tuples(alike, st.booleans()) | links, max_size=6).map(without_clashes)
 
 
-@settings(max_examples=ordinarily(40, nightly=150), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=ordinarily(25, nightly=150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=moving_trees, after=moving_trees)
 def test_git_applies_any_renames_and_takes_them_back(before: Files, after: Files) -> None:
     if before != after:
@@ -137,7 +137,7 @@ def test_git_applies_any_renames_and_takes_them_back(before: Files, after: Files
             assert_git_applies_both_ways(Path(folder), before, after)
 
 
-@settings(max_examples=ordinarily(40, nightly=100), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=ordinarily(25, nightly=100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=texts, after=texts, context=st.sampled_from([1, 3]))
 def test_git_applies_any_edit_of_a_text(before: bytes, after: bytes, context: int) -> None:
     if before != after:

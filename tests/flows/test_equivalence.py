@@ -213,7 +213,7 @@ def in_parallel(graph: Graph, tree: MemoryTree, chance: random.Random) -> dict[s
         queue.finish(step.id)
 
 
-@settings(max_examples=ordinarily(400, nightly=2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=ordinarily(200, nightly=2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(documents(), trees(), st.randoms(use_true_random=False))
 @pytest.mark.slow
 def test_a_parallel_run_leaves_the_tree_of_a_run_one_by_one(
@@ -324,7 +324,7 @@ def a_real_run_leaves_what_is_predicted(document: InstructionSet, tree: MemoryTr
     assert entries_on_disk(root) == predicted
 
 
-@settings(max_examples=ordinarily(20, nightly=200), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=ordinarily(12, nightly=200), deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=documents(largest=6), tree=trees())
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
@@ -335,7 +335,7 @@ def test_a_real_run_leaves_what_the_plan_predicts(
         a_real_run_leaves_what_is_predicted(document, tree, tmp_path_factory.mktemp("workspace"))
 
 
-@settings(max_examples=ordinarily(3, nightly=50), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=ordinarily(2, nightly=50), deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=documents(largest=6), tree=trees())
 @pytest.mark.slow
 @pytest.mark.timeout(240)

@@ -909,7 +909,7 @@ texts = st.sampled_from(["a", "${{ ", "${{ steps.one.outputs.sha256 }}", "${{ 1 
 replacements = json_values | texts
 
 
-@settings(max_examples=ordinarily(60, nightly=250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=ordinarily(40, nightly=250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_mutated_set_is_loaded_or_refused_with_faults_that_point_into_it(data: st.DataObject) -> None:
     raw: Any = copy.deepcopy(VALID)

@@ -112,7 +112,7 @@ def test_many_deferred_steps_are_planned_in_no_time() -> None:
     assert len(prediction.deferred) == 1500
 
 
-@settings(max_examples=ordinarily(25, nightly=120), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=ordinarily(12, nightly=120), deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=documents(largest=6), tree=trees())
 @pytest.mark.slow
 def test_a_run_on_a_real_folder_leaves_what_was_predicted(

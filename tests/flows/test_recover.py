@@ -323,7 +323,7 @@ def storms(draw: st.DrawFn) -> list[dict[str, Any]]:
     return steps
 
 
-@settings(max_examples=ordinarily(10, nightly=40), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=ordinarily(6, nightly=40), deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=storms(), broken=st.booleans())
 @pytest.mark.slow
 def test_retries_among_shared_folders_leave_what_one_by_one_leaves(
@@ -488,7 +488,7 @@ def broken_sets(draw: st.DrawFn) -> list[dict[str, Any]]:
 ON_ERROR = st.sampled_from(["continue", "continue", "fail"])
 
 
-@settings(max_examples=ordinarily(15, nightly=60), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=ordinarily(10, nightly=60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=broken_sets(), kept=st.sampled_from(["keep", "pause"]))
 @pytest.mark.slow
 def test_what_stays_is_what_a_run_one_by_one_leaves_up_to_the_failure(
