@@ -70,19 +70,19 @@ def state_folder_for(home: Path) -> Path:
 
 SWEEP = """
 cat
-for file in $(grep -lzxF "HOME=$1" /proc/[0-9]*/environ 2>/dev/null); do
+for file in $(grep -lz "^HOME=$1" /proc/[0-9]*/environ 2>/dev/null); do
   pid=${file#/proc/}
   kill -9 "${pid%/environ}" 2>/dev/null
 done
 rm -rf "$2"
 """
-"""Ends the processes of a home and removes its state, once its standard input ends: with whoever holds that."""
+"""Ends the processes with a home in $1 and removes the state in $2, once its standard input ends: with its holder."""
 
 
 @contextlib.contextmanager
-def swept(home: Path, state_folder: Path) -> Iterator[None]:
+def swept(homes: Path, state_folder: Path) -> Iterator[None]:
     """Nothing outlives these tests, not even if their process is killed."""
-    command = ["sh", "-c", SWEEP, "sh", str(home), str(state_folder)]
+    command = ["sh", "-c", SWEEP, "sh", str(homes), str(state_folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as sweeper:
         yield
         assert sweeper.stdin is not None
@@ -95,7 +95,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("home")
     state_folder = state_folder_for(home)
     (home / ".gitconfig").write_text("[user]\n\tname = Ada Test\n\temail = ada@example.org\n")
-    with swept(home, state_folder), pytest.MonkeyPatch.context() as patch:
+    with swept(tmp_path_factory.getbasetemp(), state_folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
         patch.setenv("QO_HOME", str(state_folder))

@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx  # noqa: F401 - here, as telling may take a second, and importing it takes half of that
 import pytest
 
 from quantum_orchestrator.blocks.journal import Journal, RunRecord

@@ -12,6 +12,7 @@ from typing import Any
 import prefect_api as prefect
 import pytest
 
+from quantum_orchestrator.blocks.home import home
 from quantum_orchestrator.flows.inputs import resolve_inputs
 from quantum_orchestrator.flows.instruction_set import load
 
@@ -86,9 +87,9 @@ def test_plan_diff_and_progress_are_artifacts(tmp_path: Path) -> None:
 
 
 def test_results_are_json_without_classes(tmp_path: Path, user: Path) -> None:
-    before = set((user / "qo").rglob("qo-*"))  # of runs that other tests have killed, some of them cut short
+    before = set(home().rglob("qo-*"))  # of runs that other tests have killed, some of them cut short
     run(SET, tmp_path)
-    stored = [path for path in (user / "qo").rglob("qo-*") if path.is_file() and path not in before]
+    stored = [path for path in home().rglob("qo-*") if path.is_file() and path not in before]
     assert stored
     for path in stored:
         record = json.loads(path.read_text())
