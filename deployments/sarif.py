@@ -66,7 +66,7 @@ def _run(step: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rule(finding: Finding) -> str:
-    return str(finding.get("rule") or finding.get("kind") or "finding")
+    return str(finding.get("rule") or finding.get("source") or "finding")
 
 
 def _result(finding: Finding, places: Mapping[str, int]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _result(finding: Finding, places: Mapping[str, int]) -> dict[str, Any]:
     result = {
         "ruleId": _rule(finding),
         "ruleIndex": places[_rule(finding)],
-        "level": _level(_rule(finding)),
+        "level": _level(finding),
         "message": {"text": str(finding.get("message") or _rule(finding))},
         "locations": [
             {
@@ -91,7 +91,10 @@ def _result(finding: Finding, places: Mapping[str, int]) -> dict[str, Any]:
     return {**result, "properties": about} if about else result
 
 
-def _level(rule: str) -> str:
+def _level(finding: Finding) -> str:
+    rule, severity = _rule(finding), finding.get("severity")
+    if severity is not None:
+        return {"error": "error", "warning": "warning"}.get(severity, "note")
     if rule.startswith(_ERRORS):
         return "error"
     return "note" if rule.startswith(_NOTES) else "warning"

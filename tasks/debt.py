@@ -49,13 +49,13 @@ MINUTES = {
     "D102": 3,
     "D103": 3,
     "D106": 3,
-    "E711": 2,  # comparisons and names that mislead
+    "E711": 2,  # comparisons that mislead
     "E712": 2,
     "E713": 2,
     "E714": 2,
     "E721": 2,
     "E722": 10,  # a bare except
-    "E731": 2,
+    "E731": 2,  # names that mislead
     "E741": 2,
     "E742": 2,
     "E743": 2,
