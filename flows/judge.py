@@ -37,7 +37,7 @@ Place = tuple[str, str, Parts]
 STARTS_PROGRAMS = ("script.run", "quality.test")
 LENIENT = Policy(lenient=True)
 """Judged by this, nothing is refused: for whoever asks afterwards what a policy says of each step."""
-LATER_OPERATIONS = re.compile(r"llm\.(?:generate|analyze|plan|optimize)")
+LATER_OPERATIONS = re.compile(r"llm\.plan")
 SIMPLE = frozenset(
     ("id", "op", "with", "needs", "retries", "retry_delay", "timeout", "resources", "description", "tags", "on_error")
 )

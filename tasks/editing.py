@@ -100,7 +100,7 @@ class Editing:
         """
         texts: dict[str, str] = {}
         named = [path for path in first if self._is_file(path)]
-        below = (file for path in paths for file in self._files(path))
+        below = (file for path in paths for file in self.files(path))
         for path in dict.fromkeys([*named, *below]):
             text = self._text(path)
             if text is not None:
@@ -121,7 +121,8 @@ class Editing:
     def _is_file(self, path: str) -> bool:
         return path in self.drafts or self.context.files.kind(path) is Kind.FILE
 
-    def _files(self, path: str) -> Iterator[str]:
+    def files(self, path: str) -> Iterator[str]:
+        """The files at and below a path; caches, environments and builds are left out."""
         kind = self.context.files.kind(path)
         if kind is Kind.FILE or path in self.drafts:
             yield path
@@ -129,7 +130,7 @@ class Editing:
             for name in self.context.files.names(path):
                 below = join(path, name)
                 if self.context.files.kind(below) is Kind.FILE or name not in EXCLUDED:
-                    yield from self._files(below)
+                    yield from self.files(below)
             yield from (draft for draft in self.drafts if is_within(draft, path))
 
     def _text(self, path: str) -> str | None:

@@ -141,6 +141,12 @@ def with_a_model(root: Path, shared: Path) -> Iterator[Setup]:
 
 
 @contextmanager
+def with_quick_commands(root: Path, shared: Path) -> Iterator[Setup]:
+    """The example's run Python a dozen times."""
+    yield Setup({"benchmark": ["true"], "test": ["true"]})
+
+
+@contextmanager
 def with_files_alone(root: Path, shared: Path) -> Iterator[Setup]:
     yield Setup()
 
@@ -152,6 +158,7 @@ SETUPS: dict[str, Callable[[Path, Path], AbstractContextManager[Setup]]] = {
     "http.request": with_a_web_server,
     "llm.document": with_files_alone,
     "llm.edit": with_a_model,
+    "llm.optimize": with_quick_commands,
 }
 """By an operation's name or by its family's."""
 

@@ -79,6 +79,12 @@ CASES: Mapping[str, Case] = {
         Say(payload={"explanation": "A target cannot be made.", "advice": "Read what came before."}),
         changes=False,
     ),
+    "llm.optimize": Case(
+        {"benchmark": ["true"], "test": ["true"], "paths": ["greeting.txt"], "attempts": 1},
+        Say(payload={"suggestions": [], "edits": []}),
+        {"greeting.txt": "Helo, world.\n"},
+        changes=False,
+    ),
 }
 """By the operation's name, with what is special about it behind a blank."""
 
