@@ -25,7 +25,7 @@ from quantum_orchestrator.blocks.audit import Audit, Event
 from quantum_orchestrator.blocks.errors import QuantumError
 from quantum_orchestrator.deployments.api_limits import Buckets, Limits
 from quantum_orchestrator.deployments.api_problems import Refused
-from quantum_orchestrator.deployments.api_runs import GOING_ON, Runs
+from quantum_orchestrator.deployments.api_runs import GOING_ON, Accepting, Runs
 from quantum_orchestrator.deployments.dispatcher import Dispatcher
 from quantum_orchestrator.deployments.inbox import Accepted, Arrival, Inbox, Once
 from quantum_orchestrator.deployments.tokens import Scope, Token, Tokens
@@ -50,6 +50,7 @@ class Door:
     webhooks: Webhooks = field(init=False)
     secrets: Secrets = field(init=False)
     runs: Runs = field(init=False)
+    accepting: Accepting = field(default_factory=Accepting)
     meters: Meters = field(init=False)
     _buckets: Buckets = field(init=False)
     _records: Buckets = field(init=False)

@@ -183,12 +183,14 @@ async def run(request: Request, door: Ours, token: Runner, key: Key = None, wait
     """It is judged, kept on disk, and then accepted: it runs once, whatever dies meanwhile."""
     raw = await json_body(request)
     body = read_body(raw, models.RunBody)
-    await asyncio.to_thread(_placed, raw, body.set, partial(api_runs.accept_set, inputs=body.inputs))
+    text = json.dumps(body.set)
+    if not door.accepting.knows(text, body.inputs):
+        await asyncio.to_thread(_placed, raw, body.set, partial(door.accepting.judge, inputs=body.inputs))
     arrival = Arrival(
         api_runs.SOURCE,
         token.name,
         door.root,
-        document=json.dumps(body.set),
+        document=text,
         inputs=body.inputs,
         options={"parallel": body.parallel, "on_failure": body.on_failure},
     )

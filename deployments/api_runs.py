@@ -8,13 +8,16 @@ where both know it, the journal is right. What changes a run (approve, resume, r
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantum_orchestrator.blocks.errors import UsageError
-from quantum_orchestrator.blocks.home import workspace_home
+from quantum_orchestrator.blocks.home import policy_path, workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.deployments.cli_inbox import item_json, judged
 from quantum_orchestrator.deployments.cli_journal import (
@@ -34,6 +37,8 @@ SOURCE = "api"
 UNBEGUN = (State.QUEUED.value, State.STARTED.value)
 GOING_ON = (*UNBEGUN, "running")
 """Of these, more is to come."""
+MOST_REMEMBERED = 1_000
+"""Digests of sets that were right."""
 
 
 class UnknownRun(UsageError):
@@ -274,13 +279,41 @@ def read_set(text: str, inputs: Mapping[str, Any], source: str = SOURCE) -> dict
     }
 
 
-def accept_set(text: str, inputs: Mapping[str, Any]) -> None:
-    """Judge a set that is to run with these inputs. Raises InvalidSet with all that is wrong."""
-    from quantum_orchestrator.deployments.cli_options import Source, build_graph
-    from quantum_orchestrator.flows.instruction_set import resolve_inputs
+class Accepting:
+    """Judges sets that are to run. One that was right is right again, with the same inputs under the same policy: a
+    program that sends the same set a hundred times a second is not judged a hundred times."""
 
-    document = judged(SOURCE, text.encode(), file="set", folder=None)
-    build_graph(Source("set", document), resolve_inputs(document, inputs))
+    def __init__(self) -> None:
+        self._right: OrderedDict[str, None] = OrderedDict()
+
+    def knows(self, text: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether this was judged before, and is right. Costs no more than a digest."""
+        key = self._key(text, inputs)
+        known = key in self._right
+        if known:
+            self._right.move_to_end(key)
+        return known
+
+    def judge(self, text: str, inputs: Mapping[str, Any]) -> None:
+        """Raises InvalidSet with all that is wrong."""
+        from quantum_orchestrator.deployments.cli_options import Source, build_graph
+        from quantum_orchestrator.flows.instruction_set import resolve_inputs
+
+        key = self._key(text, inputs)  # before, as the policy may be changed meanwhile
+        document = judged(SOURCE, text.encode(), file="set", folder=None)
+        build_graph(Source("set", document), resolve_inputs(document, inputs))
+        self._right[key] = None
+        while len(self._right) > MOST_REMEMBERED:
+            self._right.popitem(last=False)
+
+    def _key(self, text: str, inputs: Mapping[str, Any]) -> str:
+        try:
+            about = policy_path().stat()
+            policy = f"{about.st_ino} {about.st_mtime_ns} {about.st_size}"
+        except OSError:
+            policy = ""  # there is none; or it cannot be read, which the judge says
+        parts = json.dumps([policy, text, inputs], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def planned(text: str, inputs: Mapping[str, Any], root: Path, *, explain: bool) -> dict[str, Any]:

@@ -61,6 +61,7 @@ BENCHMARKS = (
     Benchmark("planning", ("P5", "P11"), "--size 1000 --growth 10 100 1000 --repeat 1", by_bench=True),
     Benchmark("recovery", ("P9", "P10"), "--sizes 300 --prefect 300 --repeat 1"),
     Benchmark("scheduling", ("P8",), in_folder=False),
+    Benchmark("acknowledging", ("P13",), "--requests 200 --connections 4 --repeat 1"),
     Benchmark("scripts", ("P7",), "--size 100 --no-qo --repeat 1", "--no-qo"),
 )
 

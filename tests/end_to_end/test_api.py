@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -15,7 +16,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from api_service import SET, Service, ended, events, problem
-from commands import NOTE, SHIP, SIGN, Qo, Warm
+from commands import NOTE, SHIP, SIGN, Qo, Warm, eventually
+
+from quantum_orchestrator.blocks.errors import ServerError
+from quantum_orchestrator.blocks.home import home
+from quantum_orchestrator.deployments.webhooks import Provider, Secrets, Webhook
 
 pytestmark = pytest.mark.slow
 
@@ -193,6 +198,36 @@ def test_what_is_refused_says_so_and_changes_nothing(service: Service, api: http
     for path in ("", "/events", "/diff", "/report"):
         problem(api.get(f"/runs/20200101-000000-000000{path}"), 404, "unknown-run")
     problem(api.post("/runs/20200101-000000-000000/cancel"), 404, "unknown-run")
+
+
+def test_a_set_that_was_right_is_judged_again_under_another_policy(service: Service, api: httpx.Client) -> None:
+    """It is known by its digest after the first time, together with the policy's."""
+    steps = {"set": {**SET, "name": "again"}}
+    assert api.post("/runs", json=steps).status_code == 202
+    policy = home() / "policy.toml"
+    policy.write_text('[operations]\ndeny = ["file.write"]\n')
+    try:
+        problem(api.post("/runs", json=steps), 403, "policy-refused")
+    finally:
+        policy.unlink()
+    assert ended(api, api.post("/runs", json=steps).json()["run_id"])["status"] == "committed"
+
+
+def test_a_run_goes_on_though_the_service_is_killed_over_it_and_is_found_by_the_next_one(
+    service: Service, api: httpx.Client
+) -> None:
+    slow = {"id": "slow", "op": "wait", "with": {"seconds": 2}}
+    count = {"id": "count", "op": "file.append", "with": {"path": "once.txt", "content": "x"}, "needs": ["slow"]}
+    run_id = api.post("/runs", json={"set": {"version": 1, "name": "slow", "instructions": [slow, count]}}).json()[
+        "run_id"
+    ]
+    eventually(lambda: api.get(f"/runs/{run_id}").json()["status"] == "running", within=60)
+    service.process.signal(signal.SIGKILL).ended()
+    service.start()
+    with service.client() as again:
+        done = ended(again, run_id)
+    assert (done["status"], done["accepted"]["status"]) == ("committed", "committed")
+    assert service.qo.files["once.txt"] == "x"
 
 
 # Bad input at the door.
@@ -376,6 +411,15 @@ def test_a_bad_delivery_is_refused_put_on_record_and_nothing_runs(service: Servi
     assert refused[-1]["details"]["source"] == "webhook:deploy"
     assert refused[-1]["details"]["reason"] == kind
     assert len(service.items()) == items
+
+
+def test_secrets_may_be_in_a_block_of_prefect(prefect_server: str) -> None:
+    from quantum_orchestrator.blocks.webhook_secret import WebhookSecret
+
+    WebhookSecret(secrets=["old", "new"]).save("deploy", _sync=True)  # type: ignore[call-arg]
+    assert Secrets({}).of(Webhook("w", Provider.GITHUB, ["block:deploy"], [])) == ["old", "new"]
+    with pytest.raises(ServerError, match="no webhook secret block 'missing'"):
+        Secrets({}).of(Webhook("w", Provider.GITHUB, ["block:missing"], []))
 
 
 def test_an_unknown_webhook_is_unknown(service: Service) -> None:
