@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 import pytest
 from commands import GONE, Qo, script
+from messages_server import MessagesServer, Say
 
 from quantum_orchestrator.blocks.home import home as state_home
 from quantum_orchestrator.tasks import registry
@@ -182,12 +183,17 @@ def operations(url: str, remote: str) -> dict[str, Mapping[str, object]]:
         "git.status": {},
         "git.tag": {"name": "v1", "message": READ},
         "http.request": {"url": url, "method": "POST", "body": READ, "expect_status": 500},
+        "llm.analyze": {"changed": ["leak.py"], "question": READ},
         "llm.diagnose": {"failure": READ},
-        "llm.edit": {"instruction": READ, "paths": ["leak.py"]},
-        "llm.fix": {"argv": REVEAL, "paths": ["leak.py"]},
+        "llm.document": {"paths": ["leak.py"], "attempts": 1},
+        "llm.edit": {"instruction": READ, "paths": ["leak.py"], "attempts": 1},
+        "llm.fix": {"argv": REVEAL, "paths": ["leak.py"], "attempts": 1},
+        "llm.generate": {"prompt": READ, "files": ["leak.txt"]},
         "llm.optimize": {"benchmark": REVEAL, "test": REVEAL, "paths": ["leak.py"]},
+        "llm.plan": {"goal": READ},
         "quality.format": {"paths": ["leak.py"]},
         "quality.gate": {"paths": ["leak.py"], "min": 100},
+        "quality.refactor": {"paths": ["leak.py"], "test": REVEAL},
         "quality.lint": {"paths": ["leak.py"]},
         "quality.score": {"paths": ["leak.py"]},
         "quality.test": {"argv": REVEAL},
@@ -196,7 +202,7 @@ def operations(url: str, remote: str) -> dict[str, Mapping[str, object]]:
     }
 
 
-TELLING = {"file.read", "git.diff", "git.log", "http.request", "quality.test", "script.run"}
+TELLING = {"file.read", "git.diff", "git.log", "http.request", "llm.generate", "quality.test", "script.run"}
 """Those of them whose record would have the value, were it not masked; the test is not to prove nothing."""
 
 
@@ -224,6 +230,13 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
+def model() -> Iterator[MessagesServer]:
+    """One that says the values, whatever it is asked."""
+    with contextlib.closing(MessagesServer()) as listening:
+        yield listening.says(Say(text=f"{WORD}\n{SECRET}\n"))
+
+
+@pytest.fixture
 def policy() -> Iterator[None]:
     place = state_home() / "policy.toml"
     place.write_text('[http]\nhosts = ["127.0.0.1"]\n[git]\nprotocols = ["file"]\n')
@@ -241,8 +254,11 @@ def a_step(op: str, parameters: Mapping[str, object], token: str) -> dict[str, A
     return step if op in ("call", "checkpoint", "approval") else {**step, "secrets": [token]}
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("policy")
-def test_it_is_nowhere_whichever_operation_comes_upon_it(qo: Qo, token: str, server: str) -> None:
+def test_it_is_nowhere_whichever_operation_comes_upon_it(
+    qo: Qo, token: str, server: str, model: MessagesServer
+) -> None:
     """In the workspace it is: a script has written it there. The contents that the journal keeps are not searched."""
     git(qo.work, "init", "-q")
     (qo.work / "leak.txt").write_text("before\n")
@@ -251,6 +267,7 @@ def test_it_is_nowhere_whichever_operation_comes_upon_it(qo: Qo, token: str, ser
     git(qo.folder, "clone", "-q", "--bare", "work", "remote")
     rows = operations(server, f"file://{qo.folder}/remote")
     missing = set(registry.every()) - set(rows)
+    rows = {op: parameters for op, parameters in rows.items() if op in registry.every()}
     assert not missing, f"say in `operations` how these may come upon a secret: {missing}"
     (qo.folder / "leak.py").write_text(LEAK)
     leak = {"id": "leak", "op": "script.run", "secrets": [token], "with": {}}
@@ -258,7 +275,7 @@ def test_it_is_nowhere_whichever_operation_comes_upon_it(qo: Qo, token: str, ser
     steps = [leak, *(a_step(op, parameters, token) for op, parameters in rows.items() if op != "file.read")]
     steps.insert(1, a_step("file.read", rows["file.read"], token))
     file = qo.set(*steps, secrets=[token], order="sequential")
-    ran = qo("-v", "run", file, "--json", "--yes")
+    ran = qo("-v", "run", file, "--json", "--yes", environment=model.environment)
     document = ran.json
     assert ran.code == 0, json.dumps(document["error"])
     assert {step["op"] for step in document["steps"]} >= set(rows) - {"call"}  # of that, its inner steps
@@ -268,6 +285,9 @@ def test_it_is_nowhere_whichever_operation_comes_upon_it(qo: Qo, token: str, ser
         step["op"] for step in document["steps"] if WORD in json.dumps(step, ensure_ascii=False).replace('\\"', '"')
     }
     assert told >= TELLING
+    asked = json.dumps(model.asked, ensure_ascii=False).replace('\\"', '"')
+    assert WORD in asked
+    assert SECRET not in asked
     home = Path(os.environ["QO_HOME"])
     assert {name.split("/")[0] for name in found_in(home, WORD, contents=False)} >= {"server", "workspaces"}
     assert found_in(home, SECRET, contents=False) == set()
