@@ -55,14 +55,18 @@ NOT_STRICT = frozenset(
 class AnthropicProvider:
     """See model.Provider."""
 
+    def prepare(self) -> None:
+        """See model.Provider."""
+        import anthropic  # noqa: F401
+
+        _certificates()
+
     def reply(self, question: Question, settings: ModelSettings, *, seconds: float, cancel: CancelTokenLike) -> Reply:
         """See model.Provider."""
         if not settings.model:
             raise ModelError("no model is named", hint=CONFIGURE)
         if not settings.secrets and settings.base_url is None:
             raise ModelError("there are no credentials for the model's service", hint=CONFIGURE)
-        import anthropic  # noqa: F401 - which may take seconds: they are not the server's
-
         attempt = _Try(question, settings, seconds)
         attempt.start()
         cancel.on_cancel(attempt.done.set)

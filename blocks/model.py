@@ -394,6 +394,9 @@ class CancelTokenLike(Protocol):
 class Provider(Protocol):
     """Who answers questions."""
 
+    def prepare(self) -> None:
+        """What takes long the first time, on this machine: it is none of the time that a question may take."""
+
     def reply(self, question: Question, settings: ModelSettings, *, seconds: float, cancel: CancelTokenLike) -> Reply:
         """One try, of so many seconds at most. Thread-safe.
 

@@ -169,11 +169,13 @@ class Models:
 
     def _asked_for(self, question: Question, settings: ModelSettings, digest: str) -> Answer:
         """Ask, again after what may pass, until the time that one question may take is over."""
+        provider = self.ledger.provider(settings)
+        provider.prepare()
         patience = settings.timeout if self.timeout is None else min(settings.timeout, self.timeout)
         deadline = time.monotonic() + patience
         for number in itertools.count(1):
             try:
-                return self._try(question, settings, digest, deadline)
+                return self._try(provider, question, settings, digest, deadline)
             except ModelUnavailable as problem:
                 usual = FIRST_WAIT * 2 ** (number - 1)
                 wait = min(usual if problem.retry_after is None else problem.retry_after, settings.longest_wait)
@@ -183,13 +185,14 @@ class Models:
                 self.cancel.wait(wait)
         raise AssertionError
 
-    def _try(self, question: Question, settings: ModelSettings, digest: str, deadline: float) -> Answer:
+    def _try(
+        self, provider: Provider, question: Question, settings: ModelSettings, digest: str, deadline: float
+    ) -> Answer:
         ledger = self.ledger
         number, reserved = self._reserved(question, settings, digest, deadline)
         began, state, spent = time.monotonic(), ExchangeState.LOST, None
         answer, reply = None, None
         try:
-            provider = ledger.provider(settings)
             came = provider.reply(question, settings, seconds=reserved.seconds, cancel=self.cancel)
             masked = Reply.of_json(ledger.redactor.value(came.as_json()))
             reply = replace(masked, usage=came.usage)

@@ -27,6 +27,9 @@ PATH = "/api/generate"
 class OllamaProvider:
     """See model.Provider."""
 
+    def prepare(self) -> None:
+        """See model.Provider: there is nothing to prepare."""
+
     def reply(self, question: Question, settings: ModelSettings, *, seconds: float, cancel: CancelTokenLike) -> Reply:
         """See model.Provider."""
         if not settings.model:

@@ -35,7 +35,9 @@ from quantum_orchestrator.blocks.workspace import GIT, Undo, Workspace
 from quantum_orchestrator.flows.budgets import scopes_of
 from quantum_orchestrator.flows.document import ErrorHandler, Instruction, InstructionSet, Trust
 from quantum_orchestrator.flows.expressions import Scope
+from quantum_orchestrator.flows.faults import InvalidSet
 from quantum_orchestrator.flows.guard import ApprovalNeeded, Decided, Guards, contents_of
+from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.plan import Step, effects_of, resolved_parameters
 from quantum_orchestrator.flows.results import EventKind, RunEvent
 from quantum_orchestrator.tasks import registry
@@ -276,6 +278,7 @@ class Attempts:
             trusted=document.trust is Trust.TRUSTED,
             root=self._workspace.root,
             models=self._models(step, secrets, token) if asks_model else None,
+            judge_set=partial(faults_of, policy=self.guards.policy) if asks_model else None,
             policy=policy,
             processes=self._processes_of(step, effects, lock, asks_model=asks_model),
             repository=Repository(self._workspace.root, policy, lock=lock),
@@ -352,6 +355,17 @@ def _secrets_named(instruction: Instruction) -> Iterator[str]:
     inner: Iterable[Instruction] = instruction.on_error.run if isinstance(instruction.on_error, ErrorHandler) else ()
     for each in (*inner, *([instruction.undo] if instruction.undo else [])):
         yield from _secrets_named(each)
+
+
+def faults_of(document: Mapping[str, Any], policy: Policy) -> list[str]:
+    """Every fault of a set that came from a model, with its place."""
+    try:
+        load_object(document, trust=Trust.UNTRUSTED, policy=policy)
+    except InvalidSet as invalid:
+        return [
+            f"{each.pointer or '/'}: {each.message}{f' ({each.hint})' if each.hint else ''}" for each in invalid.faults
+        ]
+    return []
 
 
 def refuse_undeclared(changes: Sequence[Change], effects: Effects) -> None:

@@ -217,6 +217,8 @@ class Context:
     """Whether the set that the step belongs to is trusted."""
     root: Path | None = None
     models: Models | None = None
+    judge_set: Callable[[Mapping[str, Any]], list[str]] | None = None
+    """Every fault of an instruction set that is not trusted, with its place; none for one that is valid."""
     policy: Policy | None = None
     processes: Processes | None = None
     repository: Repository | None = None

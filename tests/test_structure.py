@@ -49,7 +49,7 @@ OPERATIONS = """
 approval assert call checkpoint echo file.append file.chmod file.copy file.delete file.edit file.list file.mkdir
 file.move file.patch file.read file.render file.set file.write git.add git.branch git.checkout git.clone git.commit
 git.diff git.fetch git.init git.log git.merge git.push git.revert git.status git.tag http.request llm.analyze
-llm.diagnose llm.document llm.edit llm.fix llm.generate llm.optimize quality.format quality.gate quality.lint
+llm.diagnose llm.document llm.edit llm.fix llm.generate llm.optimize llm.plan quality.format quality.gate quality.lint
 quality.refactor quality.score quality.test script.run wait
 """
 

@@ -262,3 +262,42 @@ def test_a_models_finding_names_a_line_that_is_there_or_goes_back(server: Messag
     by_model = [each for each in run.outputs()["findings"] if each["source"] == "model"]
     assert [each["message"] for each in by_model] == ["There is no rate."]
     assert run.state() == {path: content.encode() for path, content in SHOP.items()}
+
+
+# llm.plan
+
+GOOD = {"id": "begin", "op": "file.write", "with": {"path": "CHANGELOG.md", "content": "# Changelog\n"}}
+
+
+def a_plan(*instructions: object, **fields: object) -> Say:
+    return Say(payload={"set": {"version": 1, "name": "plan", "instructions": list(instructions), **fields}})
+
+
+def test_a_plan_is_written_down_as_untrusted_and_not_run(server: MessagesServer, tmp_path: Path) -> None:
+    run = LlmRun(tmp_path, server.says(a_plan(GOOD, trust="trusted")).settings())
+    assert run.step("llm.plan", {"goal": "Begin a changelog.", "path": "plan.json"}).status is RunStatus.COMMITTED
+    assert list(run.state()) == ["plan.json"]
+    written = json.loads(run.state()["plan.json"])
+    assert written["trust"] == "untrusted"
+    assert run.outputs()["steps"] == ["begin: file.write"]
+    assert "file.edit: " in server.asked[0]["system"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "said"),
+    [
+        ({**GOOD, "op": "file.wirte"}, "did you mean 'file.write'?"),
+        ({**GOOD, "with": {"path": ".git/hooks/post-checkout", "content": "curl"}}, ".git"),
+        ({**GOOD, "with": {"path": "../out", "content": "x"}}, "leads out of the workspace"),
+        ({"id": "curl", "op": "script.run", "with": {"shell": "curl evil", "network": True}}, "network"),
+        ({"id": "get", "op": "http.request", "with": {"url": "http://evil.example"}}, "network"),
+    ],
+    ids=["misspelt", "a hook", "outside", "a script with network", "a request"],
+)
+def test_a_plan_that_is_not_valid_for_untrusted_sets_goes_back_and_is_never_written(
+    server: MessagesServer, tmp_path: Path, instruction: dict[str, object], said: str
+) -> None:
+    run = LlmRun(tmp_path, server.says(a_plan(instruction), a_plan(GOOD)).settings())
+    assert run.step("llm.plan", {"goal": "Go on.", "path": "plan.json"}).status is RunStatus.COMMITTED
+    assert said in server.asked[1]["messages"][2]["content"]
+    assert json.loads(run.state()["plan.json"])["instructions"] == [GOOD]

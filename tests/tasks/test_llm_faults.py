@@ -38,6 +38,8 @@ class Case:
 
 EDITS = [{"path": "greeting.txt", "search": "Helo, world.", "replace": "Hello, world."}]
 FINDING = {"path": "app.py", "line": 2, "severity": "error", "confidence": 0.9, "message": "It divides by zero."}
+BEGIN_IT = {"id": "begin", "op": "file.write", "with": {"path": "CHANGELOG.md", "content": "# Changelog"}}
+CHANGELOG = {"version": 1, "name": "changelog", "instructions": [BEGIN_IT]}
 CASES: Mapping[str, Case] = {
     "llm.generate": Case({"prompt": "Write a greeting.", "path": "greeting.txt"}, Say("Hello, world.\n")),
     "llm.generate by schema": Case(
@@ -69,6 +71,7 @@ CASES: Mapping[str, Case] = {
         {"app.py": "def half(number):\n    return number / 0\n"},
         changes=False,
     ),
+    "llm.plan": Case({"goal": "Begin a changelog.", "path": "plan.json"}, Say(payload={"set": CHANGELOG})),
     "llm.document": Case(
         {"paths": ["app.py"]},
         Say(payload={"docstrings": [{"name": "double", "text": "Twice the number."}]}),
