@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from quantum_orchestrator.blocks.errors import OfflineCannot, OperationError
+from quantum_orchestrator.blocks.sandbox import Processes
 from quantum_orchestrator.blocks.tree import Change, Kind, MemoryTree, Overlay, digest
 from quantum_orchestrator.tasks.llm_fix import Fix, FixOutputs, FixParameters
 from quantum_orchestrator.tasks.model_edits import edits_between
@@ -21,6 +22,9 @@ from tests.tasks.seeded_faults import BY_RULE, COMMAND, FAULTS, ONE_OF_EACH_KIND
 
 of_faults = pytest.mark.parametrize("fault", ordinarily(ONE_OF_EACH_KIND, nightly=FAULTS), ids=str)
 of_some_faults = pytest.mark.parametrize("fault", ordinarily(ONE_OF_EACH_KIND[-2:], nightly=FAULTS), ids=str)
+
+PROCESSES = Processes()
+"""One for all tests, so that all that they start has one supervisor."""
 
 
 class Bench:
@@ -44,7 +48,7 @@ class Bench:
         models, journal = models_saying(self.model, self._state) if payloads else offline_models(self._state)
         self._stack.callback(journal.close)
         given = FixParameters.model_validate({"argv": COMMAND, "paths": ["."], **parameters})
-        context = Context(self.files, step_id="step", models=models, log=self.logged.append)
+        context = Context(self.files, step_id="step", models=models, log=self.logged.append, processes=PROCESSES)
         return Fix().run(given, context)
 
     @property
@@ -58,6 +62,12 @@ class Bench:
 
     def close(self) -> None:
         self._stack.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _processes() -> Iterator[None]:
+    yield
+    PROCESSES.close()
 
 
 @pytest.fixture
@@ -166,7 +176,7 @@ def test_wrong_answers_leave_the_tree_untouched_and_the_error_has_the_diagnosis(
 # Without a model.
 
 
-@pytest.mark.parametrize("fault", ordinarily(ONE_OF_EACH_KIND[:6], nightly=FAULTS), ids=str)
+@pytest.mark.parametrize("fault", ordinarily(ONE_OF_EACH_KIND[:5], nightly=FAULTS), ids=str)
 def test_without_a_model_rules_repair_what_they_can_and_say_what_they_cannot(fault: Fault, bench_of: BenchOf) -> None:
     bench = bench_of(fault.files)
     if fault.kind in BY_RULE:
