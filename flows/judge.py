@@ -8,7 +8,6 @@ files' folder is read, and nothing runs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
@@ -37,7 +36,6 @@ Place = tuple[str, str, Parts]
 STARTS_PROGRAMS = ("script.run", "quality.test")
 LENIENT = Policy(lenient=True)
 """Judged by this, nothing is refused: for whoever asks afterwards what a policy says of each step."""
-LATER_OPERATIONS = re.compile(r"llm\.plan")
 SIMPLE = frozenset(
     ("id", "op", "with", "needs", "retries", "retry_delay", "timeout", "resources", "description", "tags", "on_error")
 )
@@ -314,8 +312,6 @@ class SetJudge:
         return operation
 
     def _nearest_operation(self, name: str) -> str:
-        if LATER_OPERATIONS.fullmatch(name):
-            return "this version does not have it yet"
         return self.faults.nearest(name, registry.every()) or "`qo ops` lists the operations"
 
     def _parameters(

@@ -414,7 +414,7 @@ def test_a_set_needs_a_name_and_instructions(missing: str) -> None:
     ("op", "hint"),
     [
         ("file.wirte", "did you mean 'file.write'?"),
-        ("llm.plan", "this version does not have it yet"),
+        ("llm.genrate", "did you mean 'llm.generate'?"),
         ("zzzzzzzzz", "`qo ops` lists the operations"),
     ],
 )
