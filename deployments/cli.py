@@ -102,6 +102,15 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
             "qo gc --all --json",
         ),
     ),
+    "watch": (
+        "cli_watch:watch",
+        DOORS,
+        (
+            "qo watch ../drop --workspace ../shop",
+            "qo watch sets --validate",
+            "qo watch /srv/incoming --events-only",
+        ),
+    ),
     "mcp": (
         "cli_mcp:mcp",
         DOORS,

@@ -7,6 +7,7 @@ that its source deserves, and begins the run of the id that was fixed at the doo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,9 +163,12 @@ def judged(source: str, text: bytes, *, file: str, folder: Path | None) -> Instr
 
 def _begin(item: Item, screen: Screen) -> int:
     from quantum_orchestrator.deployments.cli_options import Source, build_graph
-    from quantum_orchestrator.deployments.cli_runs import Conductor
+    from quantum_orchestrator.deployments.cli_runs import Conductor, older_block
     from quantum_orchestrator.flows.instruction_set import resolve_inputs
 
+    block = older_block(item.document.encode(), item.file)
+    if block is not None:
+        return _begin_older(item, block, screen)
     document = judged(item.source, item.document.encode(), file=item.file, folder=item.folder)
     inputs = resolve_inputs(document, item.inputs)
     graph = build_graph(Source(item.file, document), inputs)
@@ -172,12 +176,32 @@ def _begin(item: Item, screen: Screen) -> int:
     return conduct.start(document, inputs, graph)
 
 
+def _begin_older(item: Item, block: Mapping[str, Any], screen: Screen) -> int:
+    """Run a block in the older format. Raises UsageError with what it says where no run of it has begun."""
+    from quantum_orchestrator.blocks.policy import Policy
+    from quantum_orchestrator.deployments.cli_runs import Given, run_accepted_block
+    from quantum_orchestrator.deployments.dispatcher import run_of
+    from quantum_orchestrator.flows.instruction_set import Trust
+
+    untrusted = trust_of(item.source, Policy.load(policy_path())) is Trust.UNTRUSTED
+    given = Given(item.file, (), None, None, untrusted=untrusted, check=False, source=item.source)
+    reply = run_accepted_block(screen, block, given, item.workspace, _options(item))
+    with run_of(item) as (run, _):
+        if run is None:
+            raise UsageError(str(reply.get("status_message", "the block has not run")))
+    return 0
+
+
 def _options(item: Item) -> Any:
     from quantum_orchestrator.deployments.cli_runs import Options
 
     chosen = item.options
     return Options(
-        parallel=chosen.get("parallel"), on_failure=chosen.get("on_failure"), start_at=chosen.get("from"), json=True
+        parallel=chosen.get("parallel"),
+        on_failure=chosen.get("on_failure"),
+        start_at=chosen.get("from"),
+        run_id=item.run_id if item.kind is Kind.RUN else None,
+        json=True,
     )
 
 

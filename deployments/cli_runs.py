@@ -230,7 +230,7 @@ def refuse_mixtures(json_stream: bool, others: Mapping[str, bool]) -> None:
 
 def _run_file(screen: Screen, given: Given, options: Options) -> int:
     text = read_source(given.file)
-    old = _older_block(text, given.file)
+    old = older_block(text, given.file)
     if old is not None:
         refuse_mixtures(options.json_stream, {"an instruction block in the older format": True})
         values = given_inputs(given.inputs, given.inputs_file)
@@ -472,7 +472,7 @@ def connect(screen: Screen) -> None:
 # The older format.
 
 
-def _older_block(text: bytes, file: str) -> Mapping[str, Any] | None:
+def older_block(text: bytes, file: str) -> Mapping[str, Any] | None:
     """The block, if that is what the text is; None for anything else."""
     if file == STDIN and not text.strip():
         return {}
@@ -507,6 +507,17 @@ def _run_older(
     reply, code = asyncio.run(_block_run(progress, block, given, values, root, options))
     screen.result(wizardpro.reply_line(reply))
     return _parting(code, progress)
+
+
+def run_accepted_block(
+    screen: Screen, block: Mapping[str, Any], given: Given, root: Path, options: Options
+) -> dict[str, Any]:
+    """The same for a block that a door has accepted: its reply."""
+    root = made_root(root)
+    connect(screen)
+    progress = _progress_of_block(screen, block, options)
+    reply, _ = asyncio.run(_block_run(progress, block, given, {}, root, options))
+    return reply
 
 
 def _progress_of_block(screen: Screen, block: Mapping[str, Any], options: Options) -> Progress:
