@@ -119,7 +119,7 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
     "hooks install": (
         "cli_hooks:install",
         DOORS,
-        ("qo hooks install pre-commit examples/hooks/tidy.json", "qo hooks install commit-msg message.json"),
+        ("qo hooks install pre-commit tidy.json", "qo hooks install commit-msg message.json"),
     ),
     "hooks uninstall": ("cli_hooks:uninstall", DOORS, ("qo hooks uninstall pre-commit",)),
     "hooks list": ("cli_hooks:list_", DOORS, ("qo hooks list", "qo hooks list --workspace ../shop --json")),

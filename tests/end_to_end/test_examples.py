@@ -269,6 +269,9 @@ EXAMPLES: dict[str, Example] = {
     "call-inner.json": Example(one_service_is_there, inputs=("name=shop",)),
     "call.json": Example(both_services_are_there),
     "checkpoint.json": Example(going_on_from_the_checkpoint_ends_it, code=1, status="kept"),
+    "ci/release-notes.json": Example(
+        leaves({"RELEASE.md": "# 1.4\n\n- Faster start\n", "release.py": 'import os\n\nVERSION = "1.4"\n'})
+    ),
     "control.json": Example(failures_are_handled),
     "files.json": Example(files_are_as_asked),
     "for-each.json": Example(chapters_are_signed, whole=True),
