@@ -169,7 +169,7 @@ class Audit:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
         if new:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
 
 def _line(entry: Entry) -> bytes:
@@ -217,7 +217,8 @@ def _count(file: BinaryIO) -> int:
     return sum(line.endswith(b"\n") for line in file)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make durable which names are in a folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantum_orchestrator.blocks.audit import Audit, Event
+from quantum_orchestrator.blocks.audit import Audit, Event, sync_folder
 from quantum_orchestrator.blocks.errors import InvalidInput, NeedsAttention, QuantumError, UsageError
 from quantum_orchestrator.blocks.home import home
 from quantum_orchestrator.deployments.dispatcher import run_of
@@ -145,7 +145,7 @@ class Watcher:
             elif waits > 0:
                 due = min(due, waits)
         if taken:
-            _sync(self.folder)
+            sync_folder(self.folder)
         self._closed.clear()
         return taken, due
 
@@ -321,14 +321,6 @@ def _content(path: Path) -> bytes:
 def _why(problem: Exception) -> dict[str, Any]:
     faults = getattr(problem, "as_json", None)
     return {"reason": str(problem), **({"errors": faults()} if faults is not None else {})}
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Waking.
