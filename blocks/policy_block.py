@@ -19,7 +19,8 @@ from quantum_orchestrator.blocks.policy_file import UNTRUSTED, from_block
 _SETTINGS = [each for each in SETTINGS if not each.own]
 
 
-def _field(setting: Setting, inside: str = "") -> tuple[Any, Any]:
+def field_of(setting: Setting, inside: str = "") -> tuple[Any, Any]:
+    """A field of a block that holds a setting."""
     match setting.kind:
         case Kind.LEVEL | Kind.NUMBER | Kind.LIMIT:
             of: Any = int
@@ -31,9 +32,9 @@ def _field(setting: Setting, inside: str = "") -> tuple[Any, Any]:
 
 
 _FIELDS: dict[str, Any] = {
-    **{each.field: _field(each) for each in _SETTINGS},
-    **{each.field: _field(each) for each in GRANTS},
-    **{f"{UNTRUSTED}_{each.field}": _field(each, f"{UNTRUSTED}.") for each in _SETTINGS},
+    **{each.field: field_of(each) for each in _SETTINGS},
+    **{each.field: field_of(each) for each in GRANTS},
+    **{f"{UNTRUSTED}_{each.field}": field_of(each, f"{UNTRUSTED}.") for each in _SETTINGS},
 }
 
 if TYPE_CHECKING:
@@ -61,6 +62,6 @@ async def settings_of(name: str) -> list[Given]:
     except (ValueError, ObjectNotFound) as error:
         raise ServerError(
             f"the Prefect server has no policy block {name!r}, which `policy` under [prefect] in policy.toml names",
-            hint="make it in Prefect's UI, after `prefect block register -m quantum_orchestrator.blocks.policy_block`",
+            hint="make it in Prefect's UI, after `prefect block register -m quantum_orchestrator.blocks`",
         ) from error
     return block.given(name)

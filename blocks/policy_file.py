@@ -47,7 +47,7 @@ def read(path: Path) -> list[Given]:
     return _Reader(str(path), _lines(text)).read(document)
 
 
-def from_block(values: Mapping[str, Any], name: str) -> list[Given]:
+def from_block(values: Mapping[str, Any], name: str, kind: str = "Policy block") -> list[Given]:
     """The settings that a Prefect block gives, by the names of its fields. Raises InvalidInput."""
     fields = {each.field: each for each in (*SETTINGS, *GRANTS) if not each.own}
     document: dict[str, Any] = {}
@@ -56,7 +56,7 @@ def from_block(values: Mapping[str, Any], name: str) -> list[Given]:
         setting = fields[field.removeprefix(f"{UNTRUSTED}_") if inner else field]
         table = document.setdefault(UNTRUSTED, {}) if inner else document
         table.setdefault(setting.table, {})[setting.key] = value
-    return _Reader(f"Policy block {name!r}", {}).read(document)
+    return _Reader(f"{kind} {name!r}", {}).read(document)
 
 
 def _lines(text: str) -> dict[str, int]:

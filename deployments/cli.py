@@ -128,6 +128,47 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
         DOORS,
         ("qo hooks run pre-commit --set tidy.json", "qo hooks run pre-push --set push.json -- origin URL"),
     ),
+    "deploy": (
+        "cli_deploy:deploy",
+        DOORS,
+        (
+            "qo deploy tour.json --pool local",
+            'qo deploy nightly.json --pool local --workspace /srv/site --cron "0 3 * * *" --timezone Europe/Berlin',
+            "qo deploy build.json --input branch=main --overlap skip --job-variable env.TZ=UTC",
+        ),
+    ),
+    "serve": (
+        "cli_serve:serve",
+        DOORS,
+        ("qo serve", "qo serve --limit 2 --with 'api --port 8080 --workspace /srv/site' --with 'watch incoming'"),
+    ),
+    "deployment list": ("cli_deploy:list_", DOORS, ("qo deployment list", "qo deployment list --json")),
+    "deployment remove": ("cli_deploy:remove", DOORS, ("qo deployment remove nightly",)),
+    "schedule add": (
+        "cli_schedule:add",
+        DOORS,
+        (
+            'qo schedule add nightly --cron "0 6 * * 1-5" --timezone Europe/Berlin',
+            "qo schedule add nightly --interval 15m --input full=false --overlap skip",
+            'qo schedule add nightly --rrule "FREQ=MONTHLY;BYDAY=-1FR" --name month-end',
+        ),
+    ),
+    "schedule list": ("cli_schedule:list_", DOORS, ("qo schedule list", "qo schedule list nightly --json")),
+    "schedule pause": ("cli_schedule:pause", DOORS, ("qo schedule pause nightly month-end",)),
+    "schedule resume": ("cli_schedule:resume", DOORS, ("qo schedule resume nightly month-end",)),
+    "schedule remove": ("cli_schedule:remove", DOORS, ("qo schedule remove nightly month-end",)),
+    "automation add": (
+        "cli_automation:add",
+        DOORS,
+        (
+            "qo automation add import --on-file 'incoming/*.csv'",
+            "qo automation add rebuild --on-file '/srv/site/*' --event created --event changed --as source",
+            "qo automation add nightly --notify slack-webhook/alerts",
+            "qo automation add --notify webhook/pager --of failed --of awaiting-approval",
+        ),
+    ),
+    "automation list": ("cli_automation:list_", DOORS, ("qo automation list", "qo automation list --json")),
+    "automation remove": ("cli_automation:remove", DOORS, ("qo automation remove 'import on created'",)),
     "policy show": ("cli_policy:show", SERVICE, ("qo policy show", "qo policy show --untrusted --json")),
     "policy test": (
         "cli_policy:judge_set",
@@ -183,6 +224,9 @@ COMMANDS: dict[str, tuple[str, Group, tuple[str, ...]]] = {
 
 PARENTS = {
     "hooks": "Git hooks that run instruction sets.",
+    "automation": "What Prefect does by itself: run deployments for files, tell of runs that fail.",
+    "deployment": "The Prefect deployments of instruction sets.",
+    "schedule": "When deployments run by themselves: schedules of Prefect's.",
     "policy": "What this machine allows sets to do.",
     "token": "Who may use the API.",
     "webhooks": "Which deliveries run which sets.",

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from quantum_orchestrator.deployments.display import Progress
     from quantum_orchestrator.deployments.json_stream import JsonStream
     from quantum_orchestrator.flows.attempts import Observer
+    from quantum_orchestrator.flows.callbacks import Callback
     from quantum_orchestrator.flows.instruction_set import InstructionSet, OnFailure
     from quantum_orchestrator.flows.plan import Graph
     from quantum_orchestrator.flows.plan_file import PlanFile
@@ -111,6 +112,10 @@ def run(
     source: Annotated[str | None, Parameter(help="What the audit is told of where the set comes from.")] = None,
     as_: Annotated[str | None, Parameter(name="--as", show=False, help="The file whose content - is.")] = None,
     run_id: Annotated[str | None, Parameter(name="--run-id", show=False, help="The id of the run.")] = None,
+    callback: Annotated[str | None, Parameter(help="Tell this address how the run has ended.")] = None,
+    callback_secret: Annotated[
+        str | None, Parameter(help="Sign that with this secret of Prefect's, as Standard Webhooks do.")
+    ] = None,
     follow: Follow = False,
     json_: Json = False,
     json_stream: JsonLines = False,
@@ -144,9 +149,22 @@ def run(
         sarif=sarif,
         run_id=run_id,
     )
+    if callback is not None:
+        options = replace(options, callback=_callback(callback, callback_secret or ""))
     talk.screen.note(f"{given.file}: checking")
     talk.screen.flush()
     return _run_file(talk.screen, given, options) if plan is None else _run_plan(talk.screen, given, options)
+
+
+def _callback(url: str, secret: str) -> Callback:
+    """Raises UsageError, or PolicyRefused, where nobody could be told."""
+    from quantum_orchestrator.blocks.home import policy_path
+    from quantum_orchestrator.blocks.policy import Policy
+    from quantum_orchestrator.flows.callbacks import Callback, refuse
+
+    callback = Callback(url, secret)
+    refuse(callback, Policy.load(policy_path()))
+    return callback
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +203,7 @@ class Options:
     start_at: str | None = None
     no_cache: bool = False
     force: tuple[str, ...] = ()
+    callback: Callback | None = None
     junit: str | None = None
     sarif: str | None = None
     run_id: str | None = None
@@ -292,7 +311,8 @@ class Conductor:
 
         if self.options.yes and document.trust is Trust.UNTRUSTED:
             self.screen.warn("the set is untrusted: its approvals are not given in advance")
-        if document.cache and plan is None and (report := self._unchanged(document, inputs, graph)) is not None:
+        may_be_over = document.cache and plan is None and self.options.callback is None
+        if may_be_over and (report := self._unchanged(document, inputs, graph)) is not None:
             return self.finish(report)
         connect(self.screen)
         from quantum_orchestrator.flows.orchestrate import run_set
@@ -306,7 +326,11 @@ class Conductor:
         with self._streaming(document, graph), self._display(graph) as progress:
             request = self._request(document, inputs, graph, progress)
             predicted = None if plan is None else plan.predicted
-            report = asyncio.run(run_set(replace(request, predicted=predicted, reuse=self.options.wishes)))
+            report = asyncio.run(
+                run_set(
+                    replace(request, predicted=predicted, reuse=self.options.wishes, callback=self.options.callback)
+                )
+            )
         return self.finish(report)
 
     def _unchanged(self, document: InstructionSet, inputs: Mapping[str, Any], graph: Graph) -> dict[str, Any] | None:

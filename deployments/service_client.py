@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-SERVED = frozenset({"approve", "inbox", "reject", "resume", "rollback", "run"})
+SERVED = frozenset(
+    {"approve", "automation", "deploy", "deployment", "inbox", "reject", "resume", "rollback", "run", "schedule"}
+)
 """Commands that need Prefect, or what takes as long to import."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT)
 """Not SIGHUP: when the terminal goes, the run goes on."""

@@ -105,20 +105,34 @@ def resolve_inputs(document: InstructionSet, given: Mapping[str, Any], *, texts:
     With `texts` the values are what a command line has (`--input count=3`) and are read as the input's type. Raises
     InvalidSet with every fault: unknown names, missing values, values that the input's schema refuses.
     """
-    values = dict(given)
-    problems: list[Problem] = []
-    if texts:
-        for name, text in given.items():
-            if name in document.inputs and isinstance(text, str):
-                values[name] = _read(document.inputs[name], text)
-    problems += given_problems(document.inputs, values)
-    if problems:
-        raise InvalidSet(Fault(FILE, 0, 0, pointer_of(each.parts), each.message, each.hint) for each in problems)
+    values = _values(document, given, texts=texts)
+    _refuse(given_problems(document.inputs, values))
     defaults = {name: schema["default"] for name, schema in document.inputs.items() if "default" in schema}
     return {**defaults, **values}
 
 
-def _read(schema: Mapping[str, Any], text: str) -> Any:
+def some_inputs(document: InstructionSet, given: Mapping[str, Any], *, texts: bool = False) -> dict[str, Any]:
+    """The values that are given; whoever runs the set gives the others. Raises as `resolve_inputs` does."""
+    values = _values(document, given, texts=texts)
+    optional = {name: {"default": None, **schema} for name, schema in document.inputs.items()}
+    _refuse(given_problems(optional, values))
+    return values
+
+
+def _values(document: InstructionSet, given: Mapping[str, Any], *, texts: bool) -> dict[str, Any]:
+    values = dict(given)
+    for name, text in given.items():
+        if texts and name in document.inputs and isinstance(text, str):
+            values[name] = read_value(document.inputs[name], text)
+    return values
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise InvalidSet(Fault(FILE, 0, 0, pointer_of(each.parts), each.message, each.hint) for each in problems)
+
+
+def read_value(schema: Mapping[str, Any], text: str) -> Any:
     """The text as a value of the input's type; as it is where no other type takes it (validation then says why)."""
     types = _types(schema)
     literals = schema.get("enum", [schema["const"]] if "const" in schema else [])

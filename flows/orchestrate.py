@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,11 +34,14 @@ from quantum_orchestrator.blocks.home import home, policy_path, refuse_own_run, 
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.levels import shortfall
 from quantum_orchestrator.blocks.model import BLOCK, ModelSettings, settings_from_environment
-from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.policy import Given, Policy
 from quantum_orchestrator.blocks.profile import Measured, Profile
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows import report
+from quantum_orchestrator.flows.attempts import Observer
 from quantum_orchestrator.flows.auditing import RunAudit
+from quantum_orchestrator.flows.callbacks import Callback, deliver
+from quantum_orchestrator.flows.deployment_form import FLOW_NAME, WORKSPACE_BLOCK
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure, RollbackTo
 from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings, boot_at_work
 from quantum_orchestrator.flows.estimates import Estimates, places_of
@@ -59,13 +62,20 @@ from quantum_orchestrator.flows.instruction_set import load_object
 from quantum_orchestrator.flows.keeping import keep_within
 from quantum_orchestrator.flows.prefect_runner import PrefectRunner
 from quantum_orchestrator.flows.recover import UNDONE, start_again
-from quantum_orchestrator.flows.requests import RunRequest, new_record, new_run_id, policy_for, sandbox_level
+from quantum_orchestrator.flows.requests import (
+    RunRequest,
+    narrowing,
+    new_record,
+    new_run_id,
+    policy_for,
+    sandbox_level,
+)
 from quantum_orchestrator.flows.results import EventKind, RunEvent, RunStatus, StepStatus, error_json
 from quantum_orchestrator.flows.reusing import Wishes
 from quantum_orchestrator.flows.run_diff import of_run
 from quantum_orchestrator.flows.run_log import LogFile
 from quantum_orchestrator.flows.signals import Signals
-from quantum_orchestrator.flows.telling import TELLING_SECONDS, Telling, log_to, pages
+from quantum_orchestrator.flows.telling import TELLING_SECONDS, Events, Telling, log_to, pages
 
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 0.05
@@ -274,24 +284,28 @@ async def conduct(
     """
     journal, flow_run = opened.journal, current_flow_run()
     await signals.take()
-    options = {**record.options, "sandbox": sandbox_level(record, request.document.trust, opened.policy)}
+    policy = opened.policy.narrowed(narrowing(record))
+    options = {**record.options, "sandbox": sandbox_level(record, request.document.trust, policy)}
     ui_url = url_for("flow-run", obj_id=flow_run.id)
     record = replace(record, flow_run_id=str(flow_run.id), ui_url=ui_url, options=options)
     audit = RunAudit(record, request.root)
     if _begin_or_go_on(record, journal, request, audit):
         await telling.tell(lambda: close_task_runs(flow_run.id))
+    events = Events(record.id, record.set_name, str(request.root), flow_run.id)
+    own: list[Observer] = [log_to(get_run_logger()), LogFile(journal.log_path(record.id))]
     run = Run(
         record,
         request.document,
         opened.workspace,
         replace(_settings(record, request), decided=partial(audit.decided, actor=request.actor)),
-        policy=opened.policy,
+        policy=policy,
         runner=PrefectRunner(record.id, telling),
-        observers=[*request.observers, log_to(get_run_logger()), LogFile(journal.log_path(record.id))],
+        observers=[*request.observers, *own, *events.observers(len(request.document.instructions))],
         graph=request.graph,
     )
+    events.emit("run.started", {"set": record.set_name, "steps": len(run.graph.steps)})
     run.observe(RunEvent(EventKind.RUN_STARTED, message=record.ui_url or "", op=record.id))
-    chosen = policy_for(request.document.trust, opened.policy)
+    chosen = policy_for(request.document.trust, policy)
     if lower := shortfall(chosen.sandbox_require, chosen.sandbox_prefer):
         run.observe(RunEvent(EventKind.LOG, message=lower))
     signals.end(run)
@@ -303,7 +317,8 @@ async def conduct(
     unsaid = audit.ended(request.actor, outcome.status, document["error"])
     if unsaid:
         run.observe(RunEvent(EventKind.LOG, message=unsaid))
-    opened.afterwards.append(_learn(run))
+    events.emit(f"run.{outcome.status.value}", {"set": record.set_name, "summary": summary})
+    opened.afterwards += [_learn(run), *_call_back(record, document, policy, request.observers)]
     return document, state_of(outcome.status, summary, deployed=flow_run.deployment_id is not None)
 
 
@@ -366,6 +381,30 @@ def _learn(run: Run) -> threading.Thread:
     thread = threading.Thread(target=learn, name="learn")
     thread.start()
     return thread
+
+
+def _call_back(
+    record: RunRecord, document: Mapping[str, Any], policy: Policy, observers: Sequence[Observer]
+) -> list[threading.Thread]:
+    """Tell whoever asked for it how the run has ended. By then, the workspace may be others'."""
+    if not record.options.get("callback"):
+        return []
+    callback, logger = Callback(**record.options["callback"]), get_run_logger()
+
+    def tell() -> None:
+        try:
+            secret = "".join(load_secrets([callback.secret] if callback.secret else []).values())
+            unheard = deliver(callback, document, policy, secret)
+        except QuantumError as error:
+            unheard = error.message
+        if unheard:
+            logger.warning("the callback to %s was not heard: %s", callback.url, unheard)
+            for observe in observers:
+                observe(RunEvent(EventKind.LOG, message=f"the callback to {callback.url} was not heard: {unheard}"))
+
+    thread = threading.Thread(target=tell, name="callback")
+    thread.start()
+    return [thread]
 
 
 async def _finish(record: RunRecord, run: Run, outcome: Outcome, telling: Telling) -> tuple[dict[str, Any], str]:
@@ -432,13 +471,25 @@ async def _watching_for_cancel(run: Run) -> AsyncIterator[None]:
 # The deployable flow.
 
 
-def _name_of_flow_run() -> str:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a deployment's flow run is to do: a valid set, the values given for its inputs, where, and how."""
+
+    document: InstructionSet
+    inputs: Mapping[str, Any]
+    workspace: str | None = None
+    parallel: int | None = None
+    on_failure: OnFailure | None = None
+    source: str = "deployment"
+
+
+def name_of_flow_run() -> str:
     """A run's id, kept when the flow run is executed again."""
     name = current_flow_run().name
     return name if RUN_ID.fullmatch(name) else new_run_id()
 
 
-@flow(name="orchestrate", persist_result=False, flow_run_name=_name_of_flow_run)
+@flow(name=FLOW_NAME, persist_result=False, flow_run_name=name_of_flow_run)
 async def orchestrate(
     instruction_set: InstructionSet,
     inputs: dict[str, Any] | None = None,
@@ -458,17 +509,41 @@ async def orchestrate(
         on_failure: What becomes of the effects when a step fails.
     """
     document = load_object(instruction_set.model_dump(by_alias=True, mode="json", exclude_unset=True))
-    root = Path(workspace or document.workspace or ".").resolve()
+    return await take_up(Wanted(document, inputs or {}, workspace, parallel, on_failure))
+
+
+async def take_up(wanted: Wanted) -> State[Any]:
+    """Run what is wanted, or go on with the run that this flow run began."""
+    folder, narrowed_by = await _place(wanted.workspace or wanted.document.workspace or ".")
+    root = Path(folder).resolve()
     root.mkdir(parents=True, exist_ok=True)
-    request = RunRequest(
-        document, resolve_inputs(document, inputs or {}), root, parallel, on_failure, source="deployment"
-    )
     async with locked(root, wait=True, on_wait=_say_who_is_waited_for) as opened:
         begun = opened.journal.run_of_flow_run(str(current_flow_run().id))
         if begun is not None and begun.status == RunStatus.COMMITTED:
             # Without a report where a process died between the two.
             return state_of(RunStatus.COMMITTED, summarize(begun.report) if begun.report else "committed")
+        document, inputs = (
+            restored(begun) if begun else (wanted.document, resolve_inputs(wanted.document, wanted.inputs))
+        )
+        request = RunRequest(
+            document,
+            inputs,
+            root,
+            wanted.parallel,
+            wanted.on_failure,
+            source=wanted.source,
+            narrowed_by=narrowed_by,
+        )
         return await _orchestrated(begun, request, opened)
+
+
+async def _place(workspace: str) -> tuple[str, list[Given]]:
+    """The folder that is named, by its path or by a block, and what holds there."""
+    if not workspace.startswith(WORKSPACE_BLOCK):
+        return workspace, []
+    from quantum_orchestrator.blocks.workspace_block import workspace_of
+
+    return await workspace_of(workspace.removeprefix(WORKSPACE_BLOCK))
 
 
 async def _orchestrated(begun: RunRecord | None, request: RunRequest, opened: OpenWorkspace) -> State[Any]:
@@ -478,9 +553,6 @@ async def _orchestrated(begun: RunRecord | None, request: RunRequest, opened: Op
         begun = new_record(request)
         if opened.journal.run(run_id) is None:
             begun = replace(begun, id=run_id)
-    else:
-        document, inputs = restored(begun)
-        request = replace(request, document=document, inputs=inputs, graph=None)
     with (signals := Signals()):
         telling = Telling(begun.id, begun.set_name, request.observers)
         _, state = await conduct(begun, request, opened, signals, telling)

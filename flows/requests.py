@@ -16,8 +16,9 @@ from uuid import uuid4
 from quantum_orchestrator.blocks.audit import current_actor
 from quantum_orchestrator.blocks.journal import RunRecord
 from quantum_orchestrator.blocks.levels import Level, level_for
-from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.policy import Given, Policy
 from quantum_orchestrator.flows.attempts import Observer
+from quantum_orchestrator.flows.callbacks import Callback
 from quantum_orchestrator.flows.document import InstructionSet, OnFailure, Trust
 from quantum_orchestrator.flows.plan import Graph
 from quantum_orchestrator.flows.results import RunStatus
@@ -51,6 +52,10 @@ class RunRequest:
     """What the plan that is run says will change; see `plan_file.predicted_json`."""
     graph: Graph | None = None
     """The document's with these inputs, if it has been built."""
+    callback: Callback | None = None
+    """Whom to tell how it has ended, now and whenever somebody goes on with it."""
+    narrowed_by: Sequence[Given] = ()
+    """What holds for this run beside the machine's policy, now and whenever somebody goes on with it."""
 
 
 def new_run_id() -> str:
@@ -72,6 +77,8 @@ def new_record(request: RunRequest) -> RunRecord:
             "actor": request.actor,
             "source": request.source,
             "reuse": None if request.reuse is None else asdict(request.reuse),
+            **({"callback": asdict(request.callback)} if request.callback else {}),
+            **({"narrowed_by": [asdict(each) for each in request.narrowed_by]} if request.narrowed_by else {}),
         },
         started_at=time.time(),
         pid=os.getpid(),
@@ -89,3 +96,11 @@ def sandbox_level(record: RunRecord, trust: Trust, policy: Policy) -> int:
     chosen = policy_for(trust, policy)
     earlier: int = record.options.get("sandbox", Level.OVERLAY)  # what went before a resume
     return min(int(level_for(chosen.sandbox_require, chosen.sandbox_prefer)), earlier)
+
+
+def narrowing(record: RunRecord) -> list[Given]:
+    """What the run was begun under beside the machine's policy."""
+    return [
+        Given(each["name"], tuple(each["value"]) if isinstance(each["value"], list) else each["value"], each["where"])
+        for each in record.options.get("narrowed_by", ())
+    ]

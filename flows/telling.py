@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -21,6 +22,7 @@ from prefect.artifacts import (
     acreate_table_artifact,
     aupdate_progress_artifact,
 )
+from prefect.events import emit_event
 
 from quantum_orchestrator.flows import quality_pages, report
 from quantum_orchestrator.flows.attempts import Observer
@@ -153,3 +155,42 @@ def log_to(logger: Any) -> Observer:
             logger.info("%s %s", event.kind.value.replace("_", " "), event.message)
 
     return observe
+
+
+EVENT = "quantum-orchestrator"
+"""How the names of our events begin: `.run.started`, `.run.committed`, `.step.failed` and so on."""
+MOST_STEPS_TOLD = 200
+"""From so many on, no step has an event of its own: those that share a task run would cost more than they do."""
+
+
+class Events:
+    """What Prefect's automations can react to, beside the states of flow runs and task runs.
+
+    The resource is `quantum-orchestrator.run.ID`; related is the flow run. They are put in a queue that a thread of
+    Prefect's empties: that one of them is lost with the server changes nothing.
+    """
+
+    def __init__(self, run_id: str, set_name: str, root: str, flow_run_id: UUID) -> None:
+        self._resource = {
+            "prefect.resource.id": f"{EVENT}.run.{run_id}",
+            "prefect.resource.name": run_id,
+            f"{EVENT}.set": set_name,
+            f"{EVENT}.workspace": root,
+        }
+        flow_run = f"prefect.flow-run.{flow_run_id}"
+        self._related = [{"prefect.resource.id": flow_run, "prefect.resource.role": "flow-run"}]
+
+    def emit(self, name: str, payload: dict[str, Any]) -> None:
+        """Tell of something. In a context of its own: in the run's, Prefect would ask the server what it belongs to."""
+        event = partial(emit_event, f"{EVENT}.{name}", self._resource, related=self._related, payload=payload)
+        Context().run(event)
+
+    def observers(self, steps: int) -> list[Observer]:
+        """Those who tell of so many steps."""
+        return [self._observe] if steps < MOST_STEPS_TOLD else []
+
+    def _observe(self, event: RunEvent) -> None:
+        """That a step has ended. What it gave is its own."""
+        if event.kind is EventKind.STEP_FINISHED and event.status is not None:
+            payload = {"step": event.step, "op": event.op, "duration_s": round(event.duration_s, 4)}
+            self.emit(f"step.{event.status.value}", {**payload, "message": event.message})

@@ -154,6 +154,15 @@ class Request(Operation[RequestParameters, RequestOutputs]):
         return exchange.result()
 
 
+def send(parameters: RequestParameters, hosts: Iterable[str]) -> RequestOutputs:
+    """A request of somebody who is no step of a set, confined as one. Raises as `http.request` does."""
+    exchange = _Exchange(parameters, hosts, parameters.timeout)
+    exchange.start()
+    exchange.done.wait(exchange.seconds)
+    exchange.abandoned = True
+    return exchange.result()
+
+
 class _Exchange(threading.Thread):
     """A request and its redirects, on a thread of its own.
 

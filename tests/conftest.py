@@ -150,7 +150,7 @@ def prefect_server(user: Path, put_database: Callable[[Path], None]) -> Iterator
 
         APILogWorker.drain_all(timeout=10)  # or Prefect tries for a minute to reach a server that is gone
     finally:
-        server.stop(home())
+        server.stop(home())  # also one that has not become ready in time
 
 
 @pytest.fixture(scope="session")

@@ -29,17 +29,20 @@ PREFECT_AT_ONCE = (
     "flows/flow_runs.py",
     "flows/prefect_runner.py",
     "flows/telling.py",
+    "flows/deployed.py",
     "blocks/policy_block.py",
     "blocks/model_block.py",
     "blocks/quality.py",
     "blocks/webhook_secret.py",
+    "blocks/set_block.py",
+    "blocks/workspace_block.py",
 )
 """Modules that exist to speak to Prefect, and are themselves imported only when something runs."""
 WHEN_NEEDED = ("flows/recover.py", "flows/optimize.py", "deployments/*.py", "blocks/*.py")
 """Modules that may import Prefect or Anthropic inside a function, where it costs only those who call it."""
 STARTS_PROCESSES = (
     *("blocks/sandbox.py", "blocks/levels.py", "blocks/supervisor.py", "blocks/repository.py"),
-    *("deployments/server.py", "deployments/service.py", "deployments/service_command.py"),
+    *("deployments/server.py", "deployments/service.py", "deployments/service_command.py", "deployments/serving.py"),
     "deployments/dispatcher.py",
     "deployments/child_commands.py",
 )

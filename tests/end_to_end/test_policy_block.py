@@ -58,9 +58,9 @@ def test_a_value_that_means_nothing_is_named(qo: Qo, policy: Path) -> None:
     qo("run", qo.set(NOTE)).exits(3).says("Policy block 'wrong': [sandbox] require must be a level from 0 to")
 
 
-def test_it_is_registered_as_prefect_registers_blocks(prefect_server: str) -> None:
-    command = [sys.executable, "-m", "prefect", "block", "register", "-m", "quantum_orchestrator.blocks.policy_block"]
+def test_blocks_are_registered_as_prefect_registers_them(prefect_server: str) -> None:
+    command = [sys.executable, "-m", "prefect", "block", "register", "-m", "quantum_orchestrator.blocks"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "Successfully registered 1 block" in said
-    found = prefect.get("/block_types/slug/quantum-orchestrator-policy")
-    assert found["name"] == "Quantum Orchestrator Policy"
+    assert "Successfully registered" in said
+    for kind in ("model", "policy", "quality-gate", "sandbox", "workspace"):
+        assert prefect.get(f"/block_types/slug/quantum-orchestrator-{kind}")
