@@ -142,7 +142,9 @@ EACH = [(fault, almost) for fault in FAULTS for almost in ALMOST]
 SOME = list(zip(ONE_OF_EACH_KIND, itertools.cycle(ALMOST), strict=False))[: len(ALMOST)]
 
 
-@pytest.mark.parametrize(("fault", "almost"), ordinarily(SOME, nightly=EACH), ids=str)
+@pytest.mark.parametrize(
+    ("fault", "almost"), ordinarily(SOME, nightly=EACH), ids=lambda each: getattr(each, "__name__", str(each))
+)
 def test_an_answer_that_is_almost_right_is_refused_and_told_so_and_the_right_one_taken(
     fault: Fault, almost: Callable[[Fault], Payload], bench_of: BenchOf
 ) -> None:
