@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from quantum_orchestrator.blocks.budget import Spent
 from quantum_orchestrator.blocks.database import AMONG, EXCHANGES, Database, Row, Transaction
+from quantum_orchestrator.blocks.spent import Spent
 
 
 class ExchangeState(StrEnum):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from quantum_orchestrator.blocks.budget import Budget, Spent, broken_by, seconds_left
+from quantum_orchestrator.blocks.budget import Budget, broken_by, seconds_left
 from quantum_orchestrator.blocks.errors import BadAnswer, BudgetExceeded, ModelUnavailable
 from quantum_orchestrator.blocks.exchanges import Exchange, Exchanges, ExchangeState, spent_in
 from quantum_orchestrator.blocks.model import (
@@ -37,6 +37,7 @@ from quantum_orchestrator.blocks.model import (
     settings_from_environment,
 )
 from quantum_orchestrator.blocks.redaction import Redactor
+from quantum_orchestrator.blocks.spent import Spent
 
 T = TypeVar("T")
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantum_orchestrator.blocks.budget import Spent
 from quantum_orchestrator.blocks.exchanges import spent_in
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
 from quantum_orchestrator.blocks.model import ModelSettings
 from quantum_orchestrator.blocks.policy import Policy
+from quantum_orchestrator.blocks.spent import Spent
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows.engine import Outcome, Run, RunSettings
 from quantum_orchestrator.flows.instruction_set import load

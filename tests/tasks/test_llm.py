@@ -151,16 +151,32 @@ def test_a_path_that_the_policy_denies_stays_denied_to_a_model(server: MessagesS
     assert server.asked == []
 
 
-def test_an_address_of_the_sets_own_needs_the_policys_consent_and_gets_no_credentials(
+def test_an_address_of_the_sets_own_needs_the_policys_consent_where_it_is_not_this_machines(
     server: MessagesServer, tmp_path: Path
 ) -> None:
-    own = server.says(Say("hello")).settings(base_url="http://127.0.0.1:1")
-    given = {"prompt": "?", "base_url": server.url}
-    ended = LlmRun(tmp_path / "one", own).step("llm.generate", given)
+    run = LlmRun(tmp_path, server.settings())
+    ended = run.step("llm.generate", {"prompt": "?", "base_url": "http://models.example"})
     assert ended.error is not None
     assert "may not send questions there" in ended.error.message
-    allowed = LlmRun(tmp_path / "two", own, policy=Policy(http_hosts=("127.0.0.1",)))
-    assert allowed.step("llm.generate", given).status is RunStatus.COMMITTED
+    assert run.spent().attempts == 0
+
+
+def test_an_untrusted_set_needs_it_for_this_machines_own_as_well(server: MessagesServer, tmp_path: Path) -> None:
+    run = LlmRun(tmp_path, server.says(Say("hello")).settings(), policy=Policy(untrusted_network=True))
+    ask = {"id": "step", "op": "llm.generate", "with": {"prompt": "?", "base_url": server.url}}
+    ended = run.run(ask, trust="untrusted")
+    assert ended.error is not None
+    assert "may not send questions there" in ended.error.message
+    assert server.asked == []
+    run.policy = Policy(untrusted_network=True, http_hosts=("127.0.0.1",))
+    assert run.run(ask, run_id="r2", trust="untrusted").status is RunStatus.COMMITTED
+
+
+def test_an_address_of_the_sets_own_gets_no_credentials(server: MessagesServer, tmp_path: Path) -> None:
+    configured = server.says(Say("hello")).settings(base_url="http://127.0.0.1:1")
+    run = LlmRun(tmp_path, configured)
+    assert run.step("llm.generate", {"prompt": "?", "base_url": server.url}).status is RunStatus.COMMITTED
+    assert len(server.asked) == 1
     assert "sk-test" not in str(server.headers)
 
 
