@@ -24,6 +24,9 @@ class Replayed:
         self.payloads = list(payloads)
         self.asked: list[Question] = []
 
+    def prepare(self) -> None:
+        """See model.Provider: there is nothing to prepare."""
+
     def reply(self, question: Question, settings: ModelSettings, *, seconds: float, cancel: CancelTokenLike) -> Reply:
         """See model.Provider."""
         payload = self.payloads[min(len(self.asked), len(self.payloads) - 1)]
