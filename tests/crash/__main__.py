@@ -16,7 +16,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.crash.mixed import trial
 from tests.crash.orphans import orphaned_git
 from tests.crash.power import Cuts, can_cut
 from tests.crash.scenarios import POWER, SCENARIOS
-from tests.crash.sweep import Found, sample, sweep
+from tests.crash.sweep import Found, sample, sample_kinds, sweep
 
 LENGTH = 50
 """Instructions of a mixed set."""
@@ -97,6 +97,17 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
         yield from (partial(sample, each, number=number) for number, each in enumerate(chosen))
         return
     yield from (partial(sweep, each, every=options.every) for each in chosen)
+
+
+def left_out(found: Sequence[Found | Caught]) -> Iterator[Job]:
+    """What is to be done after a sample of all scenarios: kills at the kinds of points where it has made none."""
+    sampled = [each for each in found[-len(SCENARIOS) :] if isinstance(each, Found)]
+    killed = {kind for each in sampled for kind in each.killed}
+    missing = {kind for each in sampled for kind in each.reached} - killed
+    for scenario, each in sorted(zip(SCENARIOS, sampled, strict=True), key=lambda pair: pair[1].seconds):
+        if here := sorted(missing & each.reached):
+            yield partial(sample_kinds, scenario, wanted=here)
+            missing -= each.reached
 
 
 def perform(work: tuple[int, Job, str]) -> Found | Caught:
@@ -178,6 +189,8 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     everything = list(found_by(jobs(options), tell=not options.json))
+    if options.sample and not options.only:
+        everything += found_by(left_out(everything), tell=not options.json)
     found = [each for each in everything if isinstance(each, Found)]
     figures = total(found, [each for each in everything if isinstance(each, Caught)])
     if options.json:

@@ -18,16 +18,19 @@ import shutil
 import signal
 import stat
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from quantum_orchestrator.blocks.errors import QuantumError, WorkspaceBusy
 from quantum_orchestrator.blocks.home import workspace_home
 from quantum_orchestrator.blocks.journal import Journal, RunRecord
+from quantum_orchestrator.blocks.model import NO_MODEL
 from quantum_orchestrator.blocks.policy import Policy
 from quantum_orchestrator.blocks.workspace import Workspace
 from quantum_orchestrator.flows.document import InstructionSet
@@ -37,6 +40,7 @@ from quantum_orchestrator.flows.recover import rollback
 from quantum_orchestrator.tasks import registry
 from tests.crash.points import At, fail_at, kill_at, watch
 from tests.crash.scenarios import Scenario, git
+from tests.model_double import DOUBLE, runs_asking
 from tests.plain_runner import PlainRunner
 
 RUN = "r1"
@@ -76,10 +80,16 @@ def _run(document: InstructionSet, workspace: Workspace, scenario: Scenario, run
         record = RunRecord(RUN, "crash", "running", written, {}, {}, time.time(), pid=os.getpid())
         journal.begin(record)
     on_failure = RollbackTo(rollback_to=scenario.rollback_to) if scenario.rollback_to else OnFailure.ROLLBACK
-    settings = RunSettings(parallel=scenario.parallel, on_failure=on_failure, batch_from=scenario.batch_from)
+    settings = RunSettings(
+        parallel=scenario.parallel,
+        on_failure=on_failure,
+        batch_from=scenario.batch_from,
+        models=lambda _block: DOUBLE if scenario.model else NO_MODEL,
+    )
     policy = replace(POLICY, sandbox_prefer=scenario.prefer)
-    run = Run(record, document, workspace, settings, policy=policy, runner=runner)
-    return str(asyncio.run(run.execute()).status.value)
+    with runs_asking(scenario.model) if scenario.model else contextlib.nullcontext():
+        run = Run(record, document, workspace, settings, policy=policy, runner=runner)
+        return str(asyncio.run(run.execute()).status.value)
 
 
 def status_of(root: Path) -> str:
@@ -257,7 +267,9 @@ class Bench:
         shutil.copytree(self._start, place, symlinks=True)
         os.environ["QO_HOME"] = str(place / "state")
         Journal(workspace_home(root)).close()
-        yield root
+        (place / "scratch").mkdir()
+        with mock.patch.object(tempfile, "tempdir", str(place / "scratch")):  # what the killed leave goes with the rest
+            yield root
         shutil.rmtree(place, ignore_errors=True)
 
     def case(self, point: str, way: str, again: str | None = None) -> list[Violation]:

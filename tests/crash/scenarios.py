@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantum_orchestrator.blocks.model import Provider
 from quantum_orchestrator.flows.batching import BATCH_FROM
+from tests.model_double import Constant
 
 Prepare = Callable[[Path], None]
 
@@ -33,6 +35,8 @@ class Scenario:
     order: str = "sequential"
     parallel: int = 1
     batch_from: int = BATCH_FROM
+    model: Provider | None = None
+    """Who answers its questions; without one, rules do."""
 
 
 def files(root: Path) -> None:
@@ -47,6 +51,13 @@ def files(root: Path) -> None:
     (root / "data.json").write_text('{"x": 1, "y": [1, 2]}\n')
     (root / "template.j2").write_text("Hello {{ name }}\n")
     (root / "module.py").write_text("import os\nx=1\n")
+
+
+def code(root: Path) -> None:
+    """Python that fails, Python that could be tidier, and Python that could be faster."""
+    (root / "area.py").write_text("def area(width, height):\n    return widht * height\n\n\nassert area(2, 3) == 6\n")
+    (root / "app.py").write_text("import os\n\n\ndef greet():\n    print('hello')\n")
+    (root / "squares.py").write_text("def squares(numbers):\n    return list([each * each for each in numbers])\n")
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -178,6 +189,32 @@ PATCH = (
     "--- a/old\n+++ b/old\n@@ -1,3 +1,3 @@\n one\n-two\n+TWO\n three\n--- /dev/null\n+++ b/made\n@@ -0,0 +1 @@\n+made\n"
 )
 AUTHOR = {"name": "Ada", "email": "ada@example.org"}
+QUICK = "[each * each for each in numbers]"
+MODEL = Constant(
+    "The tide has gone out.\n",
+    {
+        "edit_files": {
+            "summary": "Shouted.",
+            "edits": [
+                {"path": "old", "search": "two", "replace": "TWO"},
+                {"path": "folder/inner/b", "search": "b", "replace": "B"},
+            ],
+        },
+        "optimize": {
+            "suggestions": [],
+            "edits": [{"path": "squares.py", "search": "list([each * each for each in numbers])", "replace": QUICK}],
+        },
+        "write_set": {
+            "set": {
+                "version": 1,
+                "name": "begun",
+                "instructions": [{"id": "begin", "op": "file.write", "with": {"path": "log", "content": "# Log\n"}}],
+            }
+        },
+    },
+)
+BENCHMARK = ["sh", "-c", "if grep -q 'list(' squares.py; then sleep 0.05; fi"]
+"""Slow as long as the code is. Should a busy machine hide that, the model is asked again: nothing is left to chance."""
 
 SCENARIOS = (
     one("file.write", path="new/deep/file", content="new\n"),
@@ -294,6 +331,38 @@ SCENARIOS = (
         fail(needs=["away"]),
         batch_from=2,
         ends="rolled_back",
+    ),
+    several(
+        "what a model writes",
+        {"id": "edit", "op": "llm.edit", "with": {"instruction": "Shout.", "paths": ["old", "folder"]}},
+        {"id": "generate", "op": "llm.generate", "with": {"prompt": "A haiku.", "path": "made/haiku.txt"}},
+        {"id": "plan", "op": "llm.plan", "with": {"goal": "Begin a log.", "path": "made/begun.json"}},
+        model=MODEL,
+    ),
+    several(
+        "what rules write",
+        {"id": "fix", "op": "llm.fix", "with": {"argv": ["python", "-IS", "area.py"], "paths": ["area.py"]}},
+        {"id": "it", "op": "quality.refactor", "with": {"paths": ["app.py"], "test": ["true"]}},
+        {"id": "document", "op": "llm.document", "with": {"paths": ["app.py"], "page": "made/app.md"}},
+        prepare=code,
+        stride=3,
+    ),
+    several(
+        "llm.optimize",
+        {
+            "id": "it",
+            "op": "llm.optimize",
+            "with": {
+                "benchmark": BENCHMARK,
+                "test": ["true"],
+                "paths": ["squares.py"],
+                "repetitions": 5,
+                "attempts": 10,
+            },
+        },
+        prepare=code,
+        model=MODEL,
+        stride=6,
     ),
     several("batches between scripts", write("a"), shell("it", "rm -r folder; echo s > b"), write("c"), batch_from=2),
 )

@@ -1,8 +1,8 @@
 """All cases of a scenario, or a few: a run killed, killed again, refused by the system, undone by another.
 
 `sweep` takes every point, or every N-th, both ways. `sample` is for those who wait: it takes a few points of each
-scenario, of other kinds in each, so that all scenarios together have been killed at points of every kind. A kind is a
-call and a side: `rename before`.
+scenario, of other kinds in each. A kind is a call and a side: `rename before`. Which kinds all samples together were
+killed at is known when they have ended; `sample_kinds` then takes the others, so that none is left to chance.
 """
 
 from __future__ import annotations
@@ -94,6 +94,16 @@ def sample(scenario: Scenario, folder: Path, number: int) -> Found:
     if number % 4 == 0:
         found.add("intrusions", bench.intrusion(_inside(bench)[0]))
     found.seconds = round(time.monotonic() - started, 1)
+    return found
+
+
+def sample_kinds(scenario: Scenario, folder: Path, wanted: Sequence[str]) -> Found:
+    """A kill at a point of each of these kinds, which the scenario is known to come to."""
+    bench = Bench(scenario, folder)
+    found = Found(f"{scenario.name}, at what others left out"[:60])
+    for turn, kind in enumerate(wanted):
+        of_kind = [point for point in bench.points if kind_of(point) == kind]
+        found.kill(bench, of_kind[len(of_kind) // 2], WAYS[turn % 2])
     return found
 
 
