@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from quantum_orchestrator.blocks.errors import ServerError, StateError
 from quantum_orchestrator.blocks.home import home as state_folder
@@ -567,6 +568,17 @@ def _encryption_key(folder: Path) -> str:
     return key
 
 
+def _let_schedules_insert_runs() -> None:
+    """Prefect inserts scheduled runs in bulk, each with its state, which is no column: from SQLAlchemy 2.1 on, that is
+    an error and no schedule ever fires; before, it was ignored. (With 2.0, runs at once block each other for a minute.)
+    """
+    from prefect.server.database.orm_models import FlowRun
+    from sqlalchemy import inspect
+
+    state: Any = inspect(FlowRun).all_orm_descriptors["state"]
+    state.bulk_dml_setter = lambda *_: None
+
+
 def _serve(folder: Path) -> None:
     """Become the server: what the detached process runs."""
     # Whoever reads a pipe that the starter had open waits until the last copy of it is closed: keep none.
@@ -581,6 +593,7 @@ def _serve(folder: Path) -> None:
 
     from quantum_orchestrator.deployments.busy_database import patient
 
+    _let_schedules_insert_runs()
     app = patient(create_app())
     gc.freeze()
     gc.enable()

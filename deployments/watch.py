@@ -23,6 +23,7 @@ import os
 import stat
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -36,7 +37,6 @@ from quantum_orchestrator.blocks.home import home
 from quantum_orchestrator.deployments.dispatcher import run_of
 from quantum_orchestrator.deployments.inbox import Accepted, Arrival, Inbox, Item, Once, State
 from quantum_orchestrator.flows import reading
-from quantum_orchestrator.flows.requests import new_run_id
 
 CLAIM = ".qo-claim."
 DONE, QUARANTINE = "done", "quarantine"
@@ -139,7 +139,7 @@ class Watcher:
                 continue
             waits = self._incomplete(name, state)
             if waits is None:
-                claimed = _Claimed(name, new_run_id())
+                claimed = _Claimed(name, uuid.uuid4().hex)
                 os.rename(self.folder / name, self.folder / claimed.file)  # noqa: PTH104 - by plain names
                 taken.append(claimed)
             elif waits > 0:

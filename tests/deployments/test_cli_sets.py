@@ -365,7 +365,7 @@ class TestMistakes:
         qo("run", "x.json", "--on-failure", "shrug").exits(3).says("rollback")
 
     def test_an_operand_too_many(self, qo: Qo) -> None:
-        qo("validate", "a.json", "b.json").exits(3).says("b.json")
+        qo("plan", "a.json", "b.json").exits(3).says("b.json")
 
     def test_a_defect_is_called_one_and_v_shows_where(self, qo: Qo, monkeypatch: pytest.MonkeyPatch) -> None:
         def breaks(*_: object, **__: object) -> None:

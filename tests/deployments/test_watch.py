@@ -74,7 +74,9 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Folder]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("QO_HOME", str(tmp_path / "home"))  # nobody else carries out what is left in this inbox
     made = Folder(tmp_path)
     yield made
     made.inbox.close()
@@ -270,9 +272,12 @@ def test_nothing_is_lost_and_nothing_runs_twice_while_the_watcher_is_killed(tmp_
     for path in (drop, work):
         path.mkdir()
     ledger.touch()
+    alone = {**os.environ, "QO_HOME": str(tmp_path / "home")}  # nothing of other tests is in this inbox
+    (tmp_path / "home").mkdir()
+    command = [sys.executable, "-c", LIGHTLY, str(drop), str(work), str(ledger)]
     kills, dropped, chosen = 0, 0, random.Random(7)
     while _count(drop / "done") < files:
-        with subprocess.Popen([sys.executable, "-c", LIGHTLY, str(drop), str(work), str(ledger)]) as process:
+        with subprocess.Popen(command, env=alone) as process:
             for number in range(dropped, min(dropped + most, files)):  # while it starts and works
                 (drop / f"{number}.part").write_text(SET)
                 (drop / f"{number}.part").rename(drop / f"{number}.json")

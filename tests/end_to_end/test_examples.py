@@ -215,7 +215,7 @@ def models_have_answered(ran: Ran) -> None:
     assert json.loads(ran.files["limits.json"]) == {"seconds": 30, "retries": 2}
     assert ran.says() == "shop/prices.py:2: Undefined name `rate`; run tests/test_cart.py; 30 s"
     assert ran.document["models"]["calls"] == 0
-    assert ran.document["models"]["budget"] == {"calls": 6, "tokens": 100_000, "time": "5m"}
+    assert ran.document["models"]["budget"] == {"calls": 6, "tokens": 100_000, "time": 300.0}
 
 
 def it_is_committed(ran: Ran) -> None:
