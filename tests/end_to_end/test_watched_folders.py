@@ -98,13 +98,12 @@ def test_what_is_dropped_runs_and_goes_where_it_belongs(place: Place) -> None:
 
 
 def test_a_watcher_that_is_killed_in_a_run_is_taken_over_from_without_a_second_run(place: Place) -> None:
-    slow = {"id": "slow", "op": "script.run", "with": {"shell": "touch begun; until test -e go; do sleep 0.05; done"}}
+    slow = {"id": "slow", "op": "wait", "with": {"seconds": 4}, "needs": ["append"]}
     with place.watched() as process:
         place.put("slow.json", made("slow", appends("once"), slow))
-        eventually((place.work / "begun").exists, place.err.read_text)
+        eventually((place.work / "log.txt").exists, place.err.read_text)
         process.send_signal(signal.SIGKILL)
     with place.watched():
-        (place.work / "go").touch()
         place.comes_to("done", "slow.json")
     assert (place.work / "log.txt").read_text() == "once\n"
     assert [run.status for run in place.runs] == ["committed"]
