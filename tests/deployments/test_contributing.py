@@ -73,5 +73,6 @@ def test_its_parameters_are_judged(installed: Path) -> None:
 def test_the_layout_it_tells_is_the_one_that_is_checked() -> None:
     floors = re.findall(r"^    (\w+)/   ", PAGE, re.MULTILINE)
     configuration = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    layers = configuration[configuration.index("\nlayers = [") :]
-    assert [f"quantum_orchestrator.{floor}" for floor in floors] == re.findall(r'"(quantum[\w.]+)"', layers)
+    layers = re.search(r"^layers = \[(.*?)^\]", configuration, re.MULTILINE | re.DOTALL)
+    assert layers is not None
+    assert [f"quantum_orchestrator.{floor}" for floor in floors] == re.findall(r'"(quantum[\w.]+)"', layers[1])
