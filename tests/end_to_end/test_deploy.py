@@ -25,8 +25,7 @@ INPUTS = {"word": {"type": "string"}, "count": {"type": "integer", "default": 1}
 @pytest.fixture(scope="module")
 def pool(prefect_server: str) -> str:
     """A work pool of processes."""
-    prefect.post("/work_pools/", {"name": POOL, "type": "process"})
-    return POOL
+    return prefect.work_pool(POOL)
 
 
 def deployed(qo: Qo, name: str, *options: str, **fields: object) -> dict[str, Any]:

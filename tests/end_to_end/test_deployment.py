@@ -81,7 +81,7 @@ class Ordered:
 
 
 def test_a_worker_runs_sets_and_takes_them_up_again(prefect_server: str, tmp_path: Path) -> None:
-    prefect.post("/work_pools/", {"name": "local", "type": "process"})
+    prefect.work_pool("local")
     run("deploy", "--all")
     deployment = prefect.get("/deployments/name/orchestrate/any-set")
     assert {"instruction_set", "inputs", "workspace"} <= set(deployment["parameter_openapi_schema"]["properties"])
