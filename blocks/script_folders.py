@@ -61,7 +61,7 @@ def _locked(folder: Path) -> int | None:
         if os.fstat(descriptor).st_nlink:
             return descriptor
     except OSError:
-        pass
+        pass  # a script that is at work holds it
     os.close(descriptor)
     return None
 

@@ -181,7 +181,7 @@ class Reusing:
             try:
                 now = self.tree.entry(path)
             except (OperationError, PathRefused):
-                continue
+                continue  # it cannot be looked at now: without a stamp, its content is compared the next time
             stamp = self.tree.stamp(path, entry.sha256)
             if stamp and now is not None and now.sha256 == entry.sha256:
                 found[path] = stamp

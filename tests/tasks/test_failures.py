@@ -10,7 +10,7 @@ FILES = {"shop.py", "tests/test_shop.py", "app/main.c"}
 
 
 def path_of(name: str) -> str | None:
-    path = name.removeprefix("/work/")
+    path = name.removeprefix("/project/")
     return path if path in FILES else None
 
 
@@ -20,9 +20,9 @@ def read(output: str) -> list[Failure]:
 
 TRACEBACK = """\
 Traceback (most recent call last):
-  File "/work/tests/test_shop.py", line 9, in <module>
+  File "/project/tests/test_shop.py", line 9, in <module>
     total([1])
-  File "/work/shop.py", line 4, in total
+  File "/project/shop.py", line 4, in total
     return resalt
   File "/usr/lib/python3.11/abc.py", line 3, in x
 NameError: name 'resalt' is not defined. Did you mean: 'result'?
@@ -64,7 +64,7 @@ COLLECTION = """\
 _____________________ ERROR collecting tests/test_shop.py ______________________
 tests/test_shop.py:1: in <module>
     from shop import total
-E     File "/work/shop.py", line 1
+E     File "/project/shop.py", line 1
 E       def total(prices)
 E                        ^
 E   SyntaxError: expected ':'
